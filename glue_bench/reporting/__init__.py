@@ -1,0 +1,1 @@
+"""From stored records and predictions to statistics, tables and figures."""
