@@ -5,27 +5,20 @@ and the remedy, before anything heavy is imported. Published hyper-parameters co
 and its authors' code; where a default departs from them the field says so.
 """
 
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from glue_bench.config_checks import check_config
+from glue_bench.config_checks import check_name as check_name
 from glue_bench.errors import ConfigError, UserError
-from glue_bench.tasks import GLUE_NINE, TASKS
+from glue_bench.tasks import GLUE_NINE
+from glue_bench.typed import build, near_miss, setting
+from glue_bench.typed import plain as plain
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-RESERVED_MODELS = ("majority", "as-released")
-
-
-def setting(default: Any, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None,
-            choices: tuple[str, ...] = ()) -> Any:  # fmt: skip
-    """A field with its default, one line of help and its range (low and high included, above excluded)."""
-    return field(default=default, metadata={"help": help, "low": low, "above": above, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with linear warm-up and decay, as both pretrain and distill use it. Defaults are those of the authors' code."""
+    """AdamW with linear warm-up and decay, for both pretrain and distill. Defaults are those of the authors' code."""
 
     tokens: int = setting(0, "budget in tokens; 0: given by epochs", low=0)
     epochs: float = setting(
@@ -127,7 +120,7 @@ class Distill(Optimisation):
 
 @dataclass(frozen=True)
 class Student:
-    """One row: distilled here (layers), released weights (weights), or another row's encoder fine-tuned otherwise (weights_of)."""
+    """One row: distilled here (layers), released (weights), or another row's encoder (weights_of)."""
 
     name: str = setting("", "its row in the tables")
     layers: tuple[int, ...] = setting((), "a count, or the teacher's layers to copy, e.g. [0, 2, 4, 7, 9, 11]")
@@ -248,7 +241,7 @@ def find_config(name: str) -> Path:
     for folder in CONFIG_FOLDERS:
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"
-    raise ConfigError(f"--config {name}: no such config{_near_miss(name, config_names())}")
+    raise ConfigError(f"--config {name}: no such config{near_miss(name, config_names())}")
 
 
 def load_config(name: str, assignments: Sequence[str] = ()) -> Config:
@@ -268,54 +261,29 @@ def load_config(name: str, assignments: Sequence[str] = ()) -> Config:
 
 def config_from(raw: Mapping[str, Any], source: str) -> Config:
     """Build and check a Config from nested plain data; `source` opens every error message. Raises ConfigError."""
-    config = _build(Config, raw, source, "")
-    _check_config(config, source)
+    config = build(Config, raw, source, "")
+    for student in config.students:
+        distill_settings(config, student)
+    check_config(config, source, {task: task_settings(config, task).seeds for task in GLUE_NINE})
     return config
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A settings dataclass as JSON-ready plain data (tuples become lists)."""
-    return _plain(asdict(config))
 
 
 def distill_settings(config: Config, student: Student) -> Distill:
     """[distill] with this student's overrides. Raises ConfigError."""
     merged = {**asdict(config.distill), **student.distill}
-    return _build(Distill, merged, config.name, f"students.{student.name}.distill")
+    return build(Distill, merged, config.name, f"students.{student.name}.distill")
 
 
 def task_settings(config: Config, task: str) -> TaskTraining:
     """[finetune] with this task's overrides. Raises ConfigError."""
     names = [f.name for f in fields(TaskTraining)]
     merged = {name: getattr(config.finetune, name) for name in names} | dict(config.finetune.tasks.get(task, {}))
-    return _build(TaskTraining, merged, config.name, f"finetune.tasks.{task}")
-
-
-def check_name(name: str, what: str) -> str:
-    """Return a run or model name that is safe as a folder name; raise ConfigError otherwise."""
-    if not name or name[0] in ".-" or set(name) - NAME_CHARACTERS or len(name) > 80:
-        raise ConfigError(f"{what}: {name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 80")
-    return name
+    return build(TaskTraining, merged, config.name, f"finetune.tasks.{task}")
 
 
 def with_machine(config: Config, **changes: Any) -> Config:
     """The config with other machine settings (the flags --device and the like)."""
     return replace(config, machine=replace(config.machine, **changes))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _near_miss(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def _assign(raw: dict[str, Any], assignment: str) -> None:
@@ -330,10 +298,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
         value = text
     place: Any = raw
     for part in parts[:-1]:
-        if isinstance(place, list):
-            place = _row(place, part, assignment)
-        else:
-            place = place.setdefault(part, {})
+        place = _row(place, part, assignment) if isinstance(place, list) else place.setdefault(part, {})
         if not isinstance(place, (dict, list)):
             raise ConfigError(f"--set {assignment}: {part!r} is a value, not a table")
     if isinstance(place, list):
@@ -347,154 +312,14 @@ def _row(rows: list[Any], part: str, assignment: str) -> Any:
         return rows[names.index(part)]
     if part.isdigit() and int(part) < len(rows):
         return rows[int(part)]
-    raise ConfigError(f"--set {assignment}: no row {part!r}{_near_miss(part, names)}")
-
-
-def _build(cls: type, raw: Any, source: str, path: str) -> Any:
-    where = f"{source}: {path}" if path else source
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: expected a table, got {raw!r}")
-    known = {f.name: f for f in fields(cls)}
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in raw.items():
-        here = f"{path}.{key}" if path else key
-        if key not in known:
-            raise ConfigError(f"{source}: {here}: unknown setting{_near_miss(key, list(known))}")
-        values[key] = _value(hints[key], value, known[key].metadata, source, here)
-    return cls(**values)
-
-
-def _value(hint: Any, value: Any, metadata: Mapping[str, Any], source: str, path: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
-        return _value(hint, value, metadata, source, path)
-    if origin is tuple:
-        item = typing.get_args(hint)[0]
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
-        return tuple(_value(item, one, metadata, source, f"{path}[{i}]") for i, one in enumerate(items))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{source}: {path}: expected a table, got {value!r}")
-        item = typing.get_args(hint)[1]
-        return {
-            str(k): one if item is Any else _value(item, one, {}, source, f"{path}.{k}") for k, one in value.items()
-        }
-    if is_dataclass(hint):
-        return _build(hint, value, source, path)  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if hint is not Any and type(value) is not hint:
-        raise ConfigError(f"{source}: {path}: expected {_kind(hint)}, got {value!r}")
-    _check_range(value, metadata, source, path)
-    return value
-
-
-def _kind(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
-
-
-def _check_range(value: Any, metadata: Mapping[str, Any], source: str, path: str) -> None:
-    choices = metadata.get("choices") or ()
-    if choices and value not in choices:
-        raise ConfigError(f"{source}: {path}: {value!r} is not one of {', '.join(choices)}{''}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
-    low, above, high = metadata.get("low"), metadata.get("above"), metadata.get("high")
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ConfigError(f"{source}: {path}: {value} is not a finite number")
-    if low is not None and value < low:
-        raise ConfigError(f"{source}: {path}: {value} is below the least allowed, {low}")
-    if above is not None and value <= above:
-        raise ConfigError(f"{source}: {path}: {value} must be above {above}")
-    if high is not None and value > high:
-        raise ConfigError(f"{source}: {path}: {value} is above the most allowed, {high}")
-
-
-def _check_config(config: Config, source: str) -> None:
-    """What no single field can say: names, references between rows, lists of choices. Raises ConfigError."""
-    check_name(config.name, f"{source}: name")
-    for i, task in enumerate(config.data.tasks):
-        if task not in GLUE_NINE:
-            hint = "; AX needs no entry, it follows mnli" if task == "ax" else _near_miss(task, GLUE_NINE)
-            raise ConfigError(f"{source}: data.tasks[{i}]: no task {task!r}{hint}")
-    _no_repeats(config.data.tasks, f"{source}: data.tasks")
-    for task in config.finetune.tasks:
-        if task not in GLUE_NINE:
-            raise ConfigError(f"{source}: finetune.tasks.{task}: no such task{_near_miss(task, GLUE_NINE)}")
-    for task in GLUE_NINE:
-        seeds = task_settings(config, task).seeds
-        if not seeds:
-            raise ConfigError(f"{source}: finetune.seeds: at least one seed is needed")
-        _no_repeats(seeds, f"{source}: finetune.seeds")
-    for task, least in config.check.min_task.items():
-        if task not in GLUE_NINE:
-            raise ConfigError(f"{source}: check.min_task.{task}: no such task{_near_miss(task, GLUE_NINE)}")
-        if not 0 <= least <= 1:
-            raise ConfigError(f"{source}: check.min_task.{task}: {least} is not between 0 and 1")
-    for chosen, known, path in (
-        (config.benchmark.scenarios, ("stsb-pass", "throughput", "fixed-128"), "benchmark.scenarios"),
-        (config.benchmark.precisions, ("fp32", "bf16", "fp16"), "benchmark.precisions"),
-        (config.benchmark.backends, ("eager", "compile", "onnx", "onnx-int8"), "benchmark.backends"),
-    ):
-        for i, one in enumerate(chosen):
-            if one not in known:
-                raise ConfigError(f"{source}: {path}[{i}]: {one!r} is not one of {', '.join(known)}")
-    if config.benchmark.min_passes % 2:
-        raise ConfigError(f"{source}: benchmark.min_passes: {config.benchmark.min_passes} is odd; A B B A needs even")
-    if config.teacher.hidden % config.teacher.heads:
-        raise ConfigError(
-            f"{source}: teacher.heads: {config.teacher.heads} does not divide hidden {config.teacher.hidden}"
-        )
-    check_name(config.teacher.name, f"{source}: teacher.name")
-    _check_students(config, source)
-
-
-def _check_students(config: Config, source: str) -> None:
-    names = [config.teacher.name, *(student.name for student in config.students)]
-    for i, student in enumerate(config.students):
-        where = f"{source}: students[{i}]"
-        check_name(student.name, f"{where}.name")
-        if student.name in RESERVED_MODELS:
-            raise ConfigError(f"{where}.name: {student.name!r} is a row of every table; choose another")
-        ways = [bool(student.layers), bool(student.weights), bool(student.weights_of), bool(student.finetuned)]
-        if sum(ways[:3]) != 1 and not (sum(ways[:3]) == 0 and ways[3]):
-            raise ConfigError(f"{where} ({student.name}): give exactly one of layers, weights, weights_of")
-        if student.weights_of:
-            owners = [one.name for one in config.students if not one.weights_of and not one.finetuned]
-            if student.weights_of not in owners:
-                raise ConfigError(
-                    f"{where}.weights_of: no distilled row {student.weights_of!r}{_near_miss(student.weights_of, owners)}"
-                )
-        if len(student.layers) == 1 and student.layers[0] < 1:
-            raise ConfigError(f"{where}.layers: {student.layers[0]} layers; at least 1 is needed")
-        if any(layer < 0 for layer in student.layers):
-            raise ConfigError(f"{where}.layers: layers are counted from 0; got {list(student.layers)}")
-        _no_repeats(student.layers, f"{where}.layers")
-        distill_settings(config, student)
-        for task in student.finetuned:
-            if task not in TASKS:
-                raise ConfigError(f"{where}.finetuned.{task}: no such task{_near_miss(task, GLUE_NINE)}")
-    _no_repeats(names, f"{source}: names of teacher and students")
-    for i, name in enumerate(config.check.students):
-        if name not in names[1:]:
-            raise ConfigError(f"{source}: check.students[{i}]: no student {name!r}{_near_miss(name, names[1:])}")
-
-
-def _no_repeats(values: Sequence[Any], where: str) -> None:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ConfigError(f"{where}: {value!r} stands twice")
+    raise ConfigError(f"--set {assignment}: no row {part!r}{near_miss(part, names)}")
 
 
 def parse_task_threshold(text: str) -> tuple[str, float]:
     """`rte=0.8` of --min-task as (task, threshold). Raises UserError."""
     task, equals, number = text.partition("=")
     if task not in GLUE_NINE:
-        raise UserError(f"--min-task {text}: no task {task!r}{_near_miss(task, GLUE_NINE)}")
+        raise UserError(f"--min-task {text}: no task {task!r}{near_miss(task, GLUE_NINE)}")
     try:
         value = float(number)
     except ValueError:

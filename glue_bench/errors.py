@@ -8,7 +8,7 @@ class GlueBenchError(Exception):
 
 
 class UserError(GlueBenchError):
-    """Bad usage, configuration or data, or something missing: what is wrong, where, and what would be right (exit 2)."""
+    """Bad usage, config or data, or something missing: what is wrong, where, and what would be right (exit 2)."""
 
     exit_code = 2
 

@@ -36,6 +36,7 @@ class HashMemo:
     path: Path | None
     known: dict[str, list] = field(default_factory=dict)
     changed: bool = False
+    hashing: bool = True
 
     @classmethod
     def load(cls, path: Path | None) -> "HashMemo":
@@ -46,9 +47,17 @@ class HashMemo:
             known = {}
         return cls(path, known if isinstance(known, dict) else {})
 
+    @classmethod
+    def names_only(cls) -> "HashMemo":
+        """A memo that looks whether files can be read, but hashes none."""
+        return cls(None, hashing=False)
+
     def identity(self, path: Path) -> str:
         """`sha256:...` of a file. Raises UserError where it cannot be read."""
         try:
+            if not self.hashing:
+                path.open("rb").close()
+                return "not hashed"
             stat = path.stat()
             key = str(path.resolve())
             entry = self.known.get(key)

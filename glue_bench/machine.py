@@ -1,4 +1,4 @@
-"""The machine: device, precision, threads, versions. What plan needs is found without torch, so that it answers at once."""
+"""The machine: device, precision, threads, versions. What plan needs is found without torch: it answers at once."""
 
 import hashlib
 import os

@@ -13,7 +13,7 @@ from typing import Any
 from glue_bench.config import Config, Student, distill_settings, plain, task_settings
 from glue_bench.inputs import Input, glue_inputs, text_inputs, text_kinds, weights_inputs, weights_kind
 from glue_bench.machine import Facts
-from glue_bench.sources import source_kind
+from glue_bench.sources import available_splits, source_kind
 
 # Raised when a stage's results would differ from those of an earlier version with the same settings.
 STAGE_VERSIONS = {"prepare": 1, "pretrain": 1, "distill": 1, "finetune": 1, "benchmark": 1, "report": 1, "check": 1}
@@ -108,7 +108,7 @@ def _prepare(config: Config, memo: Any) -> list[Step]:
     data, teacher = config.data, config.teacher
     kind = source_kind(data.glue)
     steps = []
-    for task in (*data.tasks, *(("ax",) if "mnli" in data.tasks else ())):
+    for task in (*data.tasks, *_diagnostics(config)):
         settings = {
             "task": task,
             "source": kind,
@@ -131,6 +131,11 @@ def _prepare(config: Config, memo: Any) -> list[Step]:
         tokenizer = f"prepare/weights/{teacher.name}"
         steps.append(Step("prepare/corpus", settings, (tokenizer,), text_inputs(config.corpus, memo)))
     return steps
+
+
+def _diagnostics(config: Config) -> tuple[str, ...]:
+    """AX goes with MNLI where the source has it."""
+    return ("ax",) if "mnli" in config.data.tasks and available_splits(config.data.glue, "ax") else ()
 
 
 def _shape(config: Config) -> dict[str, Any]:
@@ -173,7 +178,10 @@ def _finetune(config: Config, compute: Mapping[str, Any], memo: Any) -> list[Ste
     rows = {student.name: student for student in config.students}
     teacher = config.teacher.name
     for task in config.data.tasks:
-        data = (f"prepare/glue/{task}", *(("prepare/glue/ax",) if task == "mnli" else ()))
+        data = (
+            f"prepare/glue/{task}",
+            *(f"prepare/glue/{name}" for name in (_diagnostics(config) if task == "mnli" else ())),
+        )
         steps.append(Step(f"finetune/majority/{task}/seed-0", {"model": "majority", "task": task}, data))
         base = plain(task_settings(config, task))
         seeds = base.pop("seeds")

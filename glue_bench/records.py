@@ -111,7 +111,7 @@ def to_json(record: Any) -> str:
 
 
 def from_json(record_type: type[RecordType], plain: Mapping[str, Any]) -> RecordType:
-    """Rebuild a record from its JSON object; lists become tuples. Raises ValueError naming missing or unknown fields."""
+    """Rebuild a record from its JSON object, lists as tuples. Raises ValueError naming missing or unknown fields."""
     known = {f.name for f in fields(record_type)}  # type: ignore[arg-type]
     unknown = sorted(set(plain) - known)
     if unknown:

@@ -1,4 +1,4 @@
-"""results/<run>/: where a step's files stand, when it counts as done, and how files are written so that a kill leaves none half-way.
+"""results/<run>/: where a step's files stand, when it counts as done, and how files are written atomically.
 
 A step is done when its record.json holds its fingerprint and the files the record lists are what they were. The record
 is written last. Nothing is written through a symbolic link.
@@ -77,7 +77,8 @@ class Store:
             return State("damaged", f"{folder / RECORD} cannot be read")
         if record["fingerprint"] != fingerprint:
             return State("stale", _difference(record, explain))
-        damaged = damaged_file(folder, record["outputs"])
+        tables = record["result"].get("files", {})  # what report leaves at the top of the run's folder
+        damaged = damaged_file(folder, record["outputs"]) or damaged_file(self.root, tables)
         return State("damaged", damaged) if damaged else State("done")
 
 
@@ -92,7 +93,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first thing that differs between a record and the present settings, needs and inputs, as `what: old -> new`."""
+    """The first difference between a record and the present settings, needs and inputs, as `what: old -> new`."""
     for part in ("settings", "inputs", "needs"):
         old, new = record[part], now[part]
         for key in sorted(set(old) | set(new)):
@@ -106,7 +107,7 @@ def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def list_outputs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size, time stamp and sha256 of every file below a step's folder except the record, checkpoints and partial files."""
+    """Size, time stamp, sha256 of every file below a step's folder except record, checkpoints and partial files."""
     outputs = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -134,7 +135,7 @@ def damaged_file(folder: Path, outputs: Mapping[str, Mapping[str, Any]], *, hash
             return f"{path} is missing"
         if stat.st_size != listed["bytes"]:
             return f"{path} has {stat.st_size} bytes instead of {listed['bytes']}"
-        if (hash_all or stat.st_mtime_ns != listed["mtime_ns"]) and sha256_file(path) != listed["sha256"]:
+        if (hash_all or stat.st_mtime_ns != listed.get("mtime_ns")) and sha256_file(path) != listed["sha256"]:
             return f"{path} was changed"
     return ""
 
@@ -149,7 +150,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, flushed to disk, then renamed. Raises StepError."""
+    """Write a file whole or not at all: to a temporary name beside it, flushed, then renamed. Raises StepError."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -168,7 +169,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that takes the place of `path` when the block ends well, and is removed when not."""
+    """Yield an empty temporary folder that takes the place of `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         refuse_link(path)
@@ -210,8 +211,8 @@ def clean_partial(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait_s: float) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel drops it when its owner dies, so a stale one is taken over.
+def lock(path: Path, *, wait_s: float, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file, exclusive or shared; the kernel drops it when its owner dies: none is ever stale.
 
     Waits up to `wait_s` seconds, then raises UserError naming the owner's pid and host.
     """
@@ -225,7 +226,7 @@ def lock(path: Path, *, wait_s: float) -> Iterator[None]:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except OSError:
                 if time.monotonic() >= deadline:

@@ -1,0 +1,290 @@
+"""The way in: verbs and flags become a Config and a list of steps; exit codes and one-line errors are made here.
+
+0 done and gate passed; 1 gate failed or judged incomplete; 2 bad usage, config or data, or something missing; 3 a step
+failed; 130 interrupted.
+"""
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from glue_bench.config import Config, check_name, config_names, load_config, parse_task_threshold, with_machine
+from glue_bench.errors import GlueBenchError, UserError
+
+STEP_VERBS = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report")
+VERBS = {
+    "run-all": "everything: from the data to the tables and the gate",
+    "plan": "state, time, disk and downloads of every step; computes nothing",
+    "prepare": "GLUE, weights and text, checked and tokenised",
+    "pretrain": "the teacher: masked-language modelling",
+    "distill": "the students: triple loss",
+    "finetune": "teacher and students on every task",
+    "benchmark": "sizes and inference times",
+    "report": "tables and figures, written anew",
+    "check": "judge stored results against thresholds; computes nothing",
+    "verify": "recompute scores and tables from stored predictions and compare",
+    "compare": "what changed between two runs",
+    "submit": "zip for the GLUE server",
+    "publish": "verified copy of a run to results/published/",
+    "list": "tasks, configs or runs",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line with the remedy, exit code 2."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see python -m glue_bench {self.prog.rpartition(' ')[2]} --help".replace("\n", " "))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and flags of the contract."""
+    parser = _Parser(prog="glue_bench", description="Distil an encoder and say what was lost and won on GLUE.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, help_text in VERBS.items():
+        sub = verbs.add_parser(verb, help=help_text, description=help_text)
+        sub.add_argument("--results", default="results", metavar="DIR", help="folder of all runs")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        if verb in ("run-all", "plan", *STEP_VERBS):
+            _add_run_flags(sub)
+        if verb in ("check", "submit"):
+            sub.add_argument("--config", metavar="NAME|FILE.toml", help="the run's config, for its name")
+            sub.add_argument("--run", metavar="NAME", help="folder below --results")
+        if verb == "check":
+            sub.add_argument("--min-retention", type=_fraction, metavar="R", help="least retention, e.g. 0.95")
+            sub.add_argument(
+                "--min-task", action="append", default=[], metavar="TASK=R", help="least retention of a task"
+            )
+            sub.add_argument("--min-speedup", type=float, metavar="X", help="least CPU speed-up")
+            sub.add_argument("--min-size-reduction", type=_fraction, metavar="R", help="least size reduction")
+            sub.add_argument("--judge", choices=("value", "low"), help="point estimate or lower end of the interval")
+            sub.add_argument("--baseline", metavar="FILE", help="a summary.json to hold against")
+        if verb == "submit":
+            sub.add_argument("--model", required=True, metavar="NAME", help="row whose predictions are sent")
+        if verb in ("verify", "publish"):
+            sub.add_argument("run", metavar="RUN", help="a run's name or folder")
+        if verb == "compare":
+            sub.add_argument("run", metavar="RUN", help="a run's name or folder")
+            sub.add_argument("other", metavar="RUN", help="the run to compare it with")
+        if verb == "list":
+            sub.add_argument("what", choices=("tasks", "configs", "runs"))
+    return parser
+
+
+def _add_run_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", metavar="NAME|FILE.toml", help=f"one of {', '.join(config_names())}, or a file")
+    sub.add_argument("--run", metavar="NAME", help="folder below --results; default: the config's name")
+    sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="override settings")
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: what the config says")
+    sub.add_argument("--executor", choices=("local", "ray"), default="local", help="where fine-tunings run")
+    sub.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts of the fine-tunings"
+    )
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N, e.g. 2/8")
+    return int(first), int(second)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        options = build_parser().parse_args(arguments)
+        return _dispatch(options)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; what is finished is kept. To go on: python -m glue_bench {' '.join(arguments)}")
+        return 130
+    except GlueBenchError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        return 3
+    except MemoryError:
+        _complain("out of memory; use a smaller micro_batch_size, or --device cpu")
+        return 3
+    except Exception as error:  # the last resort: a bug, or a library's error; never a traceback without --debug
+        if debug:
+            traceback.print_exc()
+        first_line = (str(error).splitlines() or [""])[0]
+        _complain(f"{type(error).__name__}: {first_line} (--debug shows where)")
+        return 3
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str) -> None:
+    print(f"glue_bench: {message}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    match options.verb:
+        case "list":
+            return _list(options)
+        case "check":
+            return _check(options)
+        case "verify" | "publish" | "compare" | "submit":
+            return _stored(options)
+    config, chosen = _config(options)
+    return _plan(options, config) if options.verb == "plan" else _run(options, config, chosen)
+
+
+def _config(options: argparse.Namespace) -> tuple[Config, str]:
+    """The config of the flags, and why it was chosen where the tool chose it."""
+    from glue_bench.preflight import choose_config
+
+    name, why = (options.config, "") if options.config else choose_config()
+    config = load_config(name, options.set)
+    if why:
+        why = f"config {name}, chosen because: {why}"
+        config = replace(config, title=f"{config.title} ({why})")
+    if options.device:
+        config = with_machine(config, device=options.device)
+    return config, why
+
+
+def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
+    from glue_bench.inputs import HashMemo
+    from glue_bench.machine import facts
+    from glue_bench.pipeline import Run, Shard, run_steps, with_needs
+    from glue_bench.plan import plan
+    from glue_bench.preflight import check_parts
+    from glue_bench.store import Store
+
+    run_name = check_name(options.run or config.name, "--run")
+    store = Store(Path(options.results), run_name)
+    machine = facts(config.machine)
+    check_parts(config)
+    memo = HashMemo.load(store.cache / "hashes.json")
+    steps = plan(config, machine, memo)
+    memo.save()
+    if options.verb == "run-all":
+        compute = f"{machine.precision}, {machine.threads} threads"
+        _say(f"glue_bench run-all: {chosen or 'config ' + config.name}; {store.root}; {compute}")
+        wanted, force = list(steps), ()
+    else:
+        wanted = with_needs(steps, (options.verb,))
+        force = ("report",) if options.verb == "report" else ()
+    shard = Shard(*options.shard)
+    run = Run(store, config, config.machine.device, machine.threads, machine.precision, shard, _say)
+    if options.executor == "ray":
+        from glue_bench.ray_executor import run_steps_on_ray
+
+        complete = run_steps_on_ray(steps, wanted, run)
+    else:
+        complete = run_steps(steps, wanted, run, force=force)
+    if options.verb != "run-all" or not complete:
+        return 0
+    gate = store.result("check")
+    for reason in gate["reasons"]:
+        _say(f"gate: {reason}")
+    _say(store.result("report")["headline"] + (f" [{chosen}]" if chosen else ""))
+    return 0 if gate["passed"] else 1
+
+
+def _plan(options: argparse.Namespace, config: Config) -> int:
+    from glue_bench.estimate import plan_table
+
+    run_name = check_name(options.run or config.name, "--run")
+    _say(plan_table(config, Path(options.results), run_name))
+    return 0
+
+
+def _folder(options: argparse.Namespace, name: str | None) -> Path:
+    """A run's folder by its name (run or published), or by a path. Raises UserError."""
+    name = name or getattr(options, "config", None) or "quick"
+    results = Path(options.results)
+    candidates = [results / name, results / "published" / name, Path(name)]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"{candidates[0]}: no run there; python -m glue_bench list runs names them")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from glue_bench.reporting.gate import check_run
+
+    folder = _folder(options, options.run)
+    gate = check_run(
+        folder,
+        min_retention=options.min_retention,
+        min_task=dict(parse_task_threshold(text) for text in options.min_task),
+        min_speedup=options.min_speedup,
+        min_size_reduction=options.min_size_reduction,
+        judge=options.judge,
+        baseline=options.baseline,
+    )
+    for reason in gate.reasons:
+        _say(f"gate: {reason}")
+    _say(f"{folder}: gate {'passed' if gate.passed else 'failed'}")
+    return 0 if gate.passed else 1
+
+
+def _stored(options: argparse.Namespace) -> int:
+    folder = _folder(options, options.run)
+    match options.verb:
+        case "verify":
+            from glue_bench.reporting.verify import verify
+
+            disagreements = verify(folder)
+            for line in disagreements:
+                _say(line)
+            _say(f"{folder}: {f'{len(disagreements)} disagreements' if disagreements else 'everything agrees'}")
+            return 1 if disagreements else 0
+        case "publish":
+            from glue_bench.reporting.publish import publish
+
+            _say(f"published to {publish(folder, Path(options.results) / 'published')}")
+        case "compare":
+            from glue_bench.reporting.compare import compare
+
+            _say(compare(folder, _folder(options, options.other)))
+        case "submit":
+            from glue_bench.reporting.submission import submit
+
+            _say(f"wrote {submit(folder, options.model)}")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from glue_bench.tasks import TASKS
+
+    if options.what == "tasks":
+        for task in TASKS.values():
+            _say(f"{task.name:6} {task.title:6} {task.train_rows:>8,} train  {' + '.join(task.headline)}")
+    elif options.what == "configs":
+        for name in config_names():
+            _say(f"{name:12} {load_config(name).title}")
+    else:
+        results = Path(options.results)
+        folders = [*results.glob("*/config.json"), *(results / "published").glob("*/config.json")]
+        for path in sorted(folders):
+            state = "complete" if (path.parent / "summary.json").is_file() else "unfinished"
+            _say(f"{path.parent.relative_to(results)}  {state}")
+    return 0

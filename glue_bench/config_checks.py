@@ -1,0 +1,97 @@
+"""What no single setting can say: names that are folders, references between rows, lists of choices.
+
+Called once by config.config_from, before anything heavy is imported. Every failure is a ConfigError with its key path.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glue_bench.errors import ConfigError
+from glue_bench.tasks import GLUE_NINE, TASKS
+from glue_bench.typed import near_miss
+
+if TYPE_CHECKING:
+    from glue_bench.config import Config
+
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+RESERVED_MODELS = ("majority", "as-released")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a run or model name that is safe as a folder name; raise ConfigError otherwise."""
+    if not name or name[0] in ".-" or set(name) - NAME_CHARACTERS or len(name) > 80:
+        raise ConfigError(f"{what}: {name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 80")
+    return name
+
+
+def check_config(config: "Config", source: str, seeds: Mapping[str, Sequence[int]]) -> None:
+    """What no single field can say: names, references between rows, lists of choices. Raises ConfigError."""
+    check_name(config.name, f"{source}: name")
+    for i, task in enumerate(config.data.tasks):
+        if task not in GLUE_NINE:
+            hint = "; AX needs no entry, it follows mnli" if task == "ax" else near_miss(task, GLUE_NINE)
+            raise ConfigError(f"{source}: data.tasks[{i}]: no task {task!r}{hint}")
+    _no_repeats(config.data.tasks, f"{source}: data.tasks")
+    for task in config.finetune.tasks:
+        if task not in GLUE_NINE:
+            raise ConfigError(f"{source}: finetune.tasks.{task}: no such task{near_miss(task, GLUE_NINE)}")
+    for task, chosen in seeds.items():
+        if not chosen:
+            raise ConfigError(f"{source}: finetune.seeds ({task}): at least one seed is needed")
+        _no_repeats(chosen, f"{source}: finetune.seeds ({task})")
+    for task, least in config.check.min_task.items():
+        if task not in GLUE_NINE:
+            raise ConfigError(f"{source}: check.min_task.{task}: no such task{near_miss(task, GLUE_NINE)}")
+        if not 0 <= least <= 1:
+            raise ConfigError(f"{source}: check.min_task.{task}: {least} is not between 0 and 1")
+    for chosen, known, path in (
+        (config.benchmark.scenarios, ("stsb-pass", "throughput", "fixed-128"), "benchmark.scenarios"),
+        (config.benchmark.precisions, ("fp32", "bf16", "fp16"), "benchmark.precisions"),
+        (config.benchmark.backends, ("eager", "compile", "onnx", "onnx-int8"), "benchmark.backends"),
+    ):
+        for i, one in enumerate(chosen):
+            if one not in known:
+                raise ConfigError(f"{source}: {path}[{i}]: {one!r} is not one of {', '.join(known)}")
+    if config.benchmark.min_passes % 2:
+        raise ConfigError(f"{source}: benchmark.min_passes: {config.benchmark.min_passes} is odd; A B B A needs even")
+    if config.teacher.hidden % config.teacher.heads:
+        raise ConfigError(
+            f"{source}: teacher.heads: {config.teacher.heads} does not divide hidden {config.teacher.hidden}"
+        )
+    check_name(config.teacher.name, f"{source}: teacher.name")
+    _check_students(config, source)
+
+
+def _check_students(config: "Config", source: str) -> None:
+    names = [config.teacher.name, *(student.name for student in config.students)]
+    for i, student in enumerate(config.students):
+        where = f"{source}: students[{i}]"
+        check_name(student.name, f"{where}.name")
+        if student.name in RESERVED_MODELS:
+            raise ConfigError(f"{where}.name: {student.name!r} is a row of every table; choose another")
+        ways = [bool(student.layers), bool(student.weights), bool(student.weights_of), bool(student.finetuned)]
+        if sum(ways[:3]) != 1 and not (sum(ways[:3]) == 0 and ways[3]):
+            raise ConfigError(f"{where} ({student.name}): give exactly one of layers, weights, weights_of")
+        if student.weights_of:
+            owners = [one.name for one in config.students if not one.weights_of and not one.finetuned]
+            if student.weights_of not in owners:
+                hint = near_miss(student.weights_of, owners)
+                raise ConfigError(f"{where}.weights_of: no distilled row {student.weights_of!r}{hint}")
+        if len(student.layers) == 1 and student.layers[0] < 1:
+            raise ConfigError(f"{where}.layers: {student.layers[0]} layers; at least 1 is needed")
+        if any(layer < 0 for layer in student.layers):
+            raise ConfigError(f"{where}.layers: layers are counted from 0; got {list(student.layers)}")
+        _no_repeats(student.layers, f"{where}.layers")
+        for task in student.finetuned:
+            if task not in TASKS:
+                raise ConfigError(f"{where}.finetuned.{task}: no such task{near_miss(task, GLUE_NINE)}")
+    _no_repeats(names, f"{source}: names of teacher and students")
+    for i, name in enumerate(config.check.students):
+        if name not in names[1:]:
+            raise ConfigError(f"{source}: check.students[{i}]: no student {name!r}{near_miss(name, names[1:])}")
+
+
+def _no_repeats(values: Sequence[Any], where: str) -> None:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ConfigError(f"{where}: {value!r} stands twice")

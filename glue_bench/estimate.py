@@ -1,0 +1,113 @@
+"""`plan`: the state of every step with a rough guess of its time, disk and downloads. Computes and writes nothing.
+
+A step that ran here tells its own time. For the others the guess is floating-point operations (6 per parameter and
+token in training, 2 in inference) over a nominal rate of the machine: good to a factor of two or three, and said so.
+"""
+
+import json
+from pathlib import Path
+
+from glue_bench.config import Config
+from glue_bench.inputs import HashMemo, in_hub_cache, weights_folder, weights_kind
+from glue_bench.machine import Facts, facts, has_fast_bf16
+from glue_bench.pipeline import states
+from glue_bench.plan import Step, plan
+from glue_bench.sources import HUB_DATASET, source_kind
+from glue_bench.store import Store
+from glue_bench.tasks import TASKS
+
+# FLOP/s that a training step really reaches, per core (a Zen 3 core's fp32 products: 57e9, measured) or device.
+RATE_PER_CORE, RATE_PER_AMX_CORE, RATE_PER_GPU = 35e9, 300e9, 150e12
+TOKENS_PER_EXAMPLE = {"embedded": 20, "folder": 45, "hub": 45}
+EMBEDDED_ROWS = 2_000
+HUB_BYTES = {"weights": 440e6, "glue": 160e6, "text": 12e9}
+
+
+def plan_table(config: Config, results: Path, run_name: str) -> str:
+    """One line per step, and the sums."""
+    store = Store(results, run_name)
+    machine = facts(config.machine)
+    steps = plan(config, machine, HashMemo.load(store.cache / "hashes.json"))
+    known = states(steps, store)
+    lines = [f"{'step':44} {'state':8} {'time':>9}  {'disk':>8}  download"]
+    total_s = total_bytes = 0.0
+    for step in steps:
+        state = known[step.name]
+        record = store.record(step.name) or {}
+        done = state.kind == "done"
+        seconds = record.get("seconds", 0.0) if done else guess_seconds(step, config, machine)
+        size = sum(one["bytes"] for one in record["outputs"].values()) if done else guess_bytes(step, config)
+        download = "" if done else guess_download(step, config)
+        total_s += 0 if done else seconds
+        total_bytes += 0 if done else size
+        mark = "" if done else "~"
+        why = f"  ({state.why})" if state.why else ""
+        time_and_disk = f"{mark + _duration(seconds):>9}  {mark + _size(size):>8}"
+        lines.append(f"{step.name:44} {state.kind:8} {time_and_disk}  {download}{why}")
+    lines.append(f"to do: about {_duration(total_s)} (within a factor of three), {_size(total_bytes)} of disk")
+    return "\n".join(lines)
+
+
+def encoder_parameters(config: Config) -> float:
+    """Parameters of the teacher's transformer layers (embeddings cost next to nothing), from config.json or shape."""
+    shape = {"hidden": config.teacher.hidden, "layers": config.teacher.layers, "ffn": config.teacher.intermediate}
+    kind = weights_kind(config.teacher.weights)
+    if kind == "hub":
+        shape = {"hidden": 768, "layers": 12, "ffn": 3072}
+    elif kind != "scratch":
+        raw = json.loads((weights_folder(config.teacher.weights) / "config.json").read_text(encoding="utf-8"))
+        hidden = raw.get("hidden_size", raw.get("dim", 768))
+        shape = {"hidden": hidden, "layers": raw.get("num_hidden_layers", raw.get("n_layers", 12)), "ffn": 4 * hidden}
+    return shape["layers"] * (4.0 * shape["hidden"] ** 2 + 2.0 * shape["hidden"] * shape["ffn"])
+
+
+def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
+    """A rough time for a step that has not run."""
+    per_core = RATE_PER_AMX_CORE if has_fast_bf16() else RATE_PER_CORE
+    rate = RATE_PER_GPU if "cuda" in machine.devices else per_core * machine.threads
+    parameters = encoder_parameters(config)
+    if step.stage in ("pretrain", "distill"):
+        tokens = step.settings["tokens"] or 3e9 * step.settings["epochs"]
+        return tokens * parameters * (6.0 if step.stage == "pretrain" else 5.0) / rate
+    if step.stage == "finetune" and "epochs" in step.settings:
+        task = TASKS[step.settings["task"]]
+        kind = source_kind(config.data.glue)
+        official = min(task.train_rows, config.data.max_train_rows or task.train_rows)
+        rows = EMBEDDED_ROWS if kind == "embedded" else official
+        dev = sum(task.dev_rows) if kind != "embedded" else EMBEDDED_ROWS / 4
+        share = 0.5 if step.settings["weights"].startswith("distill/") else 1.0
+        tokens = TOKENS_PER_EXAMPLE[kind] * (3.0 * rows * step.settings["epochs"] + dev)
+        return 2.0 * tokens * parameters * share / rate
+    return 10.0 if step.stage == "benchmark" else 2.0
+
+
+def guess_bytes(step: Step, config: Config) -> float:
+    """A rough size of what a step leaves on disk."""
+    if step.stage in ("pretrain", "distill") or step.name.startswith("prepare/weights"):
+        return 6.0 * encoder_parameters(config)
+    return 1e6 if step.stage in ("prepare", "finetune", "report") else 1e4
+
+
+def guess_download(step: Step, config: Config) -> str:
+    """What a prepare step fetches from the hub, as far as it is not in the cache."""
+    for name, one in step.inputs.items():
+        if step.name.startswith("prepare/weights") and one.identity.startswith("hub:"):
+            model, _, revision = one.location.partition("@")
+            return "" if in_hub_cache("models", model, revision) else f"{model}, ~{_size(HUB_BYTES['weights'])}"
+        if step.name.startswith("prepare/glue") and one.identity.startswith("hub:"):
+            return (
+                "" if in_hub_cache("datasets", HUB_DATASET, config.data.revision) else f"{HUB_DATASET}, part of ~160 MB"
+            )
+        if name.startswith("text-") and one.identity.startswith("hub:"):
+            return f"{one.location.removeprefix('hub:')}, ~{_size(HUB_BYTES['text'])}"
+    return ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,216 @@
+"""Runs the steps of a plan: what is done is skipped, what is stale or damaged is redone, the rest is computed here.
+
+Under torchrun every rank walks the same plan: rank 0 alone locks, prepares and records; all ranks join in pretrain and
+distill. With --shard I/N the fine-tunings are dealt out over N processes that share the folder, with a lock per step.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from glue_bench.config import Config, plain
+from glue_bench.errors import StepError
+from glue_bench.machine import environment
+from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints
+from glue_bench.store import RECORD, State, Store, clean_partial, describe_os_error, list_outputs, lock, write_atomic
+
+DISTRIBUTED_STAGES = ("pretrain", "distill")
+POLL_S = 0.5
+STEP_LOCK_WAIT_S = 7 * 24 * 3600.0  # another shard may well train for days
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 1) of `count` of the fine-tunings."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a walk over the plan needs to know besides the steps."""
+
+    store: Store
+    config: Config
+    device: str
+    threads: int
+    precision: str
+    shard: Shard
+    say: Callable[[str], None]
+
+
+def with_needs(steps: Sequence[Step], stages: Sequence[str]) -> list[Step]:
+    """The steps of the given stages and, transitively, what they need, in the plan's order."""
+    by_name = {step.name: step for step in steps}
+    wanted: set[str] = set()
+    waiting = [step.name for step in steps if step.stage in stages]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += by_name[name].needs
+    return [step for step in steps if step.name in wanted]
+
+
+def states(steps: Sequence[Step], store: Store) -> dict[str, State]:
+    """The state of every step of a whole plan."""
+    known = fingerprints(steps)
+    return {step.name: store.state(step.name, known[step.name], explain(step, known)) for step in steps}
+
+
+def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, force: Sequence[str] = ()) -> bool:
+    """Bring the wanted steps to done, in order. Returns False where other shards still have some to finish.
+
+    `force` names stages that are redone even if done. Raises StepError and UserError as the stages do.
+    """
+    known = fingerprints(all_steps)
+    with _run_lock(run):
+        if _rank() == 0:
+            write_config(run)
+        numbers = {step.name: f"[{i}/{len(wanted)}]" for i, step in enumerate(wanted, start=1)}
+        remaining = [step for step in wanted if _is_mine(step, wanted, run.shard)]
+        computed = 0
+        while remaining:
+            blocked = []
+            for step in remaining:
+                if run.shard.count > 1 and not _all_done(step.needs, all_steps, known, run.store):
+                    blocked.append(step)
+                else:
+                    computed += _bring_to_done(step, known, run, numbers[step.name], step.stage in force)
+            if len(blocked) == len(remaining):
+                run.say(
+                    f"shard {run.shard.index}/{run.shard.count} is done; {blocked[0].name} waits for the other shards"
+                )
+                return False
+            remaining = blocked
+        if not computed:
+            run.say(f"all {len(wanted)} steps are done already; nothing to compute")
+    return True
+
+
+def write_config(run: Run) -> None:
+    """Write the resolved config beside the results: report, verify and publish work from it alone."""
+    path = run.store.root / "config.json"
+    text = json.dumps(plain(run.config), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+        write_atomic(path, text)
+
+
+def _bring_to_done(step: Step, known: dict[str, str], run: Run, place: str, force: bool) -> int:
+    """Run one step unless it is done; returns how many steps were computed (0 or 1)."""
+    reasons = explain(step, known)
+    if _rank() != 0:
+        return _follow(step, known[step.name], reasons, run)
+    state = run.store.state(step.name, known[step.name], reasons)
+    if state.kind == "done" and not force:
+        return 0
+    with _step_lock(step, run):
+        state = run.store.state(step.name, known[step.name], reasons)  # another shard may have finished it meanwhile
+        if state.kind == "done" and not force:
+            return 0
+        if state.kind in ("stale", "damaged"):
+            run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
+        started = time.monotonic()
+        result = _compute(step, run)
+        seconds = time.monotonic() - started
+        _write_record(step, known, run, result, seconds)
+        run.say(f"{place} {step.name}: {seconds:.1f} s{summary_line(result)}")
+    return 1
+
+
+def _compute(step: Step, run: Run) -> dict[str, Any]:
+    folder = run.store.folder(step.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)
+        clean_partial(folder)
+    except OSError as error:
+        raise StepError(describe_os_error(error, folder)) from None
+    stage = importlib.import_module(f"glue_bench.stages.{step.stage}")
+    return stage.run(step, run.store, run.device)
+
+
+def _write_record(step: Step, known: dict[str, str], run: Run, result: dict[str, Any], seconds: float) -> None:
+    """The record is what makes a step done, so it is written last."""
+    folder = run.store.folder(step.name)
+    record = {
+        "step": step.name,
+        "stage_version": STAGE_VERSIONS[step.stage],
+        "fingerprint": known[step.name],
+        **explain(step, known),
+        "outputs": list_outputs(folder),
+        "environment": asdict(environment(run.threads, run.precision)),
+        "seconds": round(seconds, 3),
+        "result": result,
+    }
+    try:
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise StepError(
+            f"{step.name}: the result holds a NaN or an infinite number; this is a bug, please report it"
+        ) from None
+    write_atomic(folder / RECORD, text + "\n")
+
+
+def summary_line(result: dict[str, Any]) -> str:
+    """A few words on a step's result for its line on stdout."""
+    if scores := result.get("scores"):
+        metrics = scores[0]["metrics"]
+        return "  " + ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
+    if "tokens_per_second" in result:
+        return f"  {result['tokens_per_second']:,.0f} tokens/s"
+    return ""
+
+
+def _follow(step: Step, fingerprint: str, reasons: dict[str, Any], run: Run) -> int:
+    """A rank other than 0: joins in the distributed stages, waits for rank 0 in all others."""
+    if step.stage in DISTRIBUTED_STAGES:
+        if run.store.state(step.name, fingerprint, reasons).kind == "done":
+            return 0
+        importlib.import_module(f"glue_bench.stages.{step.stage}").run(step, run.store, run.device)
+        return 1
+    while run.store.state(step.name, fingerprint, reasons).kind != "done":
+        time.sleep(POLL_S)  # torchrun ends this process where rank 0 fails
+    return 0
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _is_mine(step: Step, wanted: Sequence[Step], shard: Shard) -> bool:
+    """Fine-tunings are dealt out in turn; every other step is for whoever comes first (its lock decides)."""
+    if shard.count == 1 or step.stage != "finetune":
+        return True
+    grid = [one.name for one in wanted if one.stage == "finetune"]
+    return grid.index(step.name) % shard.count == shard.index - 1
+
+
+def _all_done(names: Sequence[str], steps: Sequence[Step], known: dict[str, str], store: Store) -> bool:
+    by_name = {step.name: step for step in steps}
+    return all(store.state(name, known[name], explain(by_name[name], known)).kind == "done" for name in names)
+
+
+@contextlib.contextmanager
+def _run_lock(run: Run) -> Iterator[None]:
+    """One plain process at a time in a run's folder; shards share it, each holding the locks of its steps."""
+    if _rank() != 0:
+        yield
+        return
+    with lock(run.store.root / ".lock", wait_s=2.0, shared=run.shard.count > 1):
+        yield
+
+
+@contextlib.contextmanager
+def _step_lock(step: Step, run: Run) -> Iterator[None]:
+    if run.shard.count == 1:
+        yield
+        return
+    with lock(run.store.root / ".locks" / f"{step.name.replace('/', '--')}.lock", wait_s=STEP_LOCK_WAIT_S):
+        yield
