@@ -1,0 +1,147 @@
+"""Text as it comes: files, hub data sets and the embedded generator, as a stream of paragraphs.
+
+One paragraph at a time, so that memory stays flat whatever the size. Files have a paragraph a line and a blank line
+between documents; a row of a parquet file or a hub data set is a document. What is no text is refused by file and line.
+"""
+
+import codecs
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from glue_bench.data import embedded
+from glue_bench.errors import UserError
+
+END = ""  # stands in the stream after the last paragraph of a document
+BLOCK_BYTES = 1 << 20
+LONGEST_PARAGRAPH = 1 << 20  # characters; a longer line is cut at a space
+# Compressed text may grow to this many bytes, or this many times its size where that is more: real text grows 3 to 10
+# times, a decompression bomb 1,000 times and up.
+LARGEST_UNCHECKED = 1 << 30
+LARGEST_RATIO = 200
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+
+
+def read_paragraphs(location: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Paragraphs of one source, with one END or more after each document.
+
+    location: "embedded" (of which `settings` has the number of documents and the seed), hub:ID[:SUBSET][@COMMIT], or a
+    .txt, .txt.gz, .txt.zst or .parquet file. Raises UserError, naming file and line, on anything but UTF-8 text.
+    """
+    if location == "embedded":
+        raw = _documents(embedded.documents(settings["seed"], settings["documents"]))
+    elif location.startswith("hub:"):
+        raw = _documents(_hub_rows(location))
+    elif location.endswith(".parquet"):
+        raw = _documents(_parquet_rows(Path(location)))
+    else:
+        raw = _file_lines(Path(location))
+    for paragraph in raw:
+        yield paragraph.strip()
+    yield END
+
+
+def hub_parts(location: str) -> tuple[str, str, str]:
+    """(id, subset, commit) of hub:ID[:SUBSET][@COMMIT]; subset and commit may be empty."""
+    name, _, commit = location.removeprefix("hub:").partition("@")
+    name, _, subset = name.partition(":")
+    return name, subset, commit
+
+
+def hub_commit(location: str) -> str:
+    """The commit that a hub text stands for now. Raises UserError where the hub cannot be asked."""
+    name, _, commit = hub_parts(location)
+    if commit:
+        return commit
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, timeout=10).sha
+    except Exception as error:
+        raise UserError(_hub_message(location, error)) from None
+
+
+def _documents(texts: Iterator[str]) -> Iterator[str]:
+    """Each text as a document: blank lines inside it separate no documents."""
+    for text in texts:
+        yield from (line for line in text.splitlines() if line.strip())
+        yield END
+
+
+def _file_lines(path: Path) -> Iterator[str]:
+    try:
+        size = path.stat().st_size
+        compression = COMPRESSION.get(path.suffix)
+        limit = max(LARGEST_UNCHECKED, LARGEST_RATIO * size) if compression else 0
+        with pa.input_stream(str(path), compression=compression) as stream:
+            yield from _lines(stream, path, limit)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as text: {error}; check that the file is whole") from None
+
+
+def _lines(stream: BinaryIO, path: Path, limit: int) -> Iterator[str]:
+    """Lines of a byte stream, decoded block by block. `limit` bounds its bytes, 0: unbounded."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    rest, lines_before, total = "", 0, 0
+    while True:
+        block = stream.read(BLOCK_BYTES)
+        total += len(block)
+        if limit and total > limit:
+            raise UserError(f"{path}: grows beyond {limit:,} bytes when uncompressed; unpack it if it is really text")
+        if b"\0" in block:
+            line = lines_before + block[: block.index(b"\0")].count(b"\n") + 1
+            raise UserError(f"{path}, line {line}: holds a zero byte, so this is no text; give UTF-8 text")
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            line = lines_before + error.object[: error.start].count(b"\n") + 1
+            raise UserError(f"{path}, line {line}: not valid UTF-8; convert the file to UTF-8") from None
+        if not total - len(block):
+            text = text.removeprefix("\ufeff")
+        lines_before += block.count(b"\n")
+        *lines, rest = (rest + text).split("\n")
+        yield from lines
+        if not block:
+            yield rest
+            return
+        if len(rest) > LONGEST_PARAGRAPH:
+            cut = rest.rfind(" ")
+            cut = cut if cut > 0 else len(rest)
+            yield rest[:cut]
+            rest = rest[cut:]
+
+
+def _parquet_rows(path: Path) -> Iterator[str]:
+    try:
+        file = pq.ParquetFile(path)
+        if "text" not in file.schema_arrow.names:
+            raise UserError(f"{path}: has no column text; its columns are {', '.join(file.schema_arrow.names)}")
+        kind = file.schema_arrow.field("text").type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{path}: the column text holds {kind}, not strings")
+        for batch in file.iter_batches(batch_size=256, columns=["text"]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as parquet: {error}") from None
+
+
+def _hub_rows(location: str) -> Iterator[str]:
+    import datasets
+
+    name, subset, commit = hub_parts(location)
+    try:
+        rows = datasets.load_dataset(name, subset or None, split="train", streaming=True, revision=commit or None)
+        for row in rows:
+            yield row["text"]
+    except KeyError:
+        raise UserError(f"{location}: the data set has no column text") from None
+    except Exception as error:  # the hub's libraries raise many kinds; all of them mean that the text is not there
+        raise UserError(_hub_message(location, error)) from None
+
+
+def _hub_message(location: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{location}: the hub gave no text ({reason[0][:200]}); check the network, or set corpus.text to a file"
