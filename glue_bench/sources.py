@@ -45,14 +45,14 @@ def available_splits(source: str, task: str) -> tuple[str, ...]:
 
 
 def source_files(source: str, task: str) -> list[Path]:
-    """Files of a folder source that hold the task, each once; empty for hub and embedded. Raises UserError as split_files does."""
+    """Files of the task in a folder source, each once; none for hub and embedded. Raises as split_files does."""
     if source_kind(source) != "folder":
         return []
     return list(dict.fromkeys(path for files in split_files(source, task).values() for path in files))
 
 
 def split_files(source: str, task: str) -> dict[str, tuple[Path, ...]]:
-    """Split -> its files in a folder source: Parquet (whole or in shards) where there is any, else the original TSV files.
+    """Split -> its files in a folder source: Parquet (whole or in shards) where there is any, else the original TSV.
 
     Raises UserError where the folder, the task or its training or dev split is missing. Test splits, and with them all
     of AX, may be absent.
@@ -60,9 +60,7 @@ def split_files(source: str, task: str) -> dict[str, tuple[Path, ...]]:
     row = TASKS[task]
     root = Path(source).expanduser()
     if not root.is_dir():
-        raise UserError(
-            f"data.glue: {source}: no such folder; give embedded, hub, or a folder with one folder per task"
-        )
+        raise UserError(f"data.glue: {source}: no such folder; give embedded, hub, or a folder with a folder per task")
     files = _parquet_files(root / task, task)
     if not files and row.tsv_folder:
         files = _tsv_files(root / row.tsv_folder, row)

@@ -1,4 +1,4 @@
-"""GLUE's metrics as an `evaluate.Metric` that lives in the package: no script is downloaded, nothing goes to the home folder.
+"""GLUE's metrics as an `evaluate.Metric` that lives in the package: no download, nothing written to the home folder.
 
 `evaluate.load("glue", task)` fetches a script from the hub and fails or hangs without a network; this is its stand-in,
 for users of evaluate (the Trainer's compute_metrics, for instance). The numbers are metrics.score's.
@@ -28,11 +28,12 @@ class GlueMetric(evaluate.Metric):
         super().__init__(config_name=task, cache_dir=cache_dir or "", **settings)
 
     def _build_data_dir(self) -> str:
-        """evaluate makes this folder (in the home folder by default) even where everything stays in memory; we do not."""
+        """evaluate makes this folder (by default in the home folder) even where all stays in memory; we do not."""
         return "" if self.keep_in_memory else super()._build_data_dir()
 
     def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value("float64" if TASKS[self.config_name].is_regression else "int64")
+        # Classes are float64 too: int64 would cut a stray 0.7 down to class 0; `score` refuses it.
+        value = datasets.Value("float64")
         return evaluate.MetricInfo(
             description="The metrics of one GLUE task, as fractions.",
             citation="Wang et al., GLUE: a multi-task benchmark and analysis platform, ICLR 2019",

@@ -84,7 +84,7 @@ def _accuracy(predicted: np.ndarray, true: np.ndarray) -> tuple[float, str]:
 
 
 def _f1(predicted: np.ndarray, true: np.ndarray) -> tuple[float, str]:
-    """F1 of class 1 (equivalent, duplicate), as the GLUE server scores MRPC and QQP; 0 where that class never occurs."""
+    """F1 of class 1 (equivalent, duplicate), as GLUE scores MRPC and QQP; 0 where that class never occurs."""
     note = "" if (predicted == 1).any() or (true == 1).any() else "class 1 is neither predicted nor among the labels"
     return float(f1_score(true, predicted, labels=[1], average="macro", zero_division=0)), note
 
