@@ -1,0 +1,195 @@
+"""The soft-target and MLM losses of a decoder whose logits are never all in memory: the engine behind losses.py.
+
+A decoder turns features (rows, width) into logits over the whole vocabulary, by far the largest tensors of training.
+Here they exist for one chunk of rows at a time, and values and gradients are made together while the chunk is there.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Rows whose logits are held at once. More gain nothing and cost 0.25 MB each on a CPU (two models, 30,522 words, fp32);
+# with fewer, the gradient of the decoder's weight, read and written once per chunk, begins to tell.
+CPU_CHUNK_ROWS = 512
+CUDA_CHUNK_ROWS = 4096
+# Rows of one element-wise pass: those of 16 rows stay in a CPU's cache. A GPU takes the chunk at once.
+CPU_BLOCK_ROWS = 16
+# Row length of the logits' buffers is a multiple of this: aligned rows make the product behind them a quarter faster.
+ROW_ALIGNMENT = 16
+
+
+class Decoder(NamedTuple):
+    """What makes logits: features (rows, width), weight (vocabulary, width), bias (vocabulary,)."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class HeadLoss(torch.autograd.Function):
+    """scales[0] x (T^2 KL sum) + scales[1] x (cross-entropy sum) of a decoder's logits that are never all there.
+
+    The scales are known before the forward pass, so it computes the gradients at once, while a chunk's logits are in
+    hand, and backward only hands them out: nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        teacher: Decoder | None,
+        targets: Tensor,
+        temperature: float,
+        scales: tuple[float, float],
+        compiled: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        (soft, mlm, _), gradients = chunked_loss(
+            Decoder(features, weight, bias), teacher, targets, temperature, scales, wanted, compiled
+        )
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(soft, mlm)
+        return scales[0] * soft + scales[1] * mlm, soft, mlm
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, objective: Tensor, _soft: Tensor, _mlm: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        if objective.is_cuda or objective.item() != 1.0:  # 1 is the usual case, but asking a GPU would stall it
+            gradients = [None if gradient is None else gradient * objective for gradient in gradients]
+        return (*gradients, None, None, None, None, None)
+
+
+def chunked_loss(
+    student: Decoder,
+    teacher: Decoder | None,
+    targets: Tensor,
+    temperature: float,
+    scales: tuple[float, float],
+    wanted: tuple[bool, bool],
+    compiled: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Sums (soft, mlm, right predictions) and gradients (features, weight, bias) of the scaled losses.
+
+    The first len(targets) rows have a true token; all have a teacher or none has. `wanted`: the gradient of the
+    features, that of the decoder. Products are in the autocast type or the features', the rest in fp32 or better.
+    """
+    device, kind = student.features.device, student.features.device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else student.features.dtype
+    full = torch.promote_types(low, torch.float32)
+    rows, vocabulary = student.features.shape[0], student.weight.shape[0]
+    chunk_rows, block_rows = (CUDA_CHUNK_ROWS,) * 2 if device.type == "cuda" else (CPU_CHUNK_ROWS, CPU_BLOCK_ROWS)
+    block_loss = _compiled_block() if compiled else _block_loss
+
+    with torch.autocast(kind, enabled=False), torch.no_grad():
+        student = _scaled(student, low, temperature)
+        teacher = None if teacher is None else _scaled(teacher, low, temperature)
+        buffers = [_buffer(min(rows, chunk_rows), vocabulary, low, device) for _ in range(1 if teacher is None else 2)]
+        soft, mlm, right = (torch.zeros((), dtype=full, device=device) for _ in range(3))
+        soft_scale, mlm_scale = (torch.full((), scale, dtype=full, device=device) for scale in scales)
+        to_features = torch.zeros_like(student.features) if wanted[0] else None
+        to_weight = torch.zeros_like(student.weight, dtype=full) if wanted[1] else None
+        to_bias = torch.zeros_like(student.bias, dtype=full) if wanted[1] else None
+        for start, stop in _chunks(targets.numel(), rows, chunk_rows):
+            logits = _logits(student, start, stop, buffers[0], temperature)
+            teacher_logits = None if teacher is None else _logits(teacher, start, stop, buffers[1], temperature)
+            for first in range(0, stop - start, block_rows):
+                block = slice(first, min(first + block_rows, stop - start))
+                true = targets[start + block.start : start + block.stop] if start < targets.numel() else None
+                values = logits[block].to(full)
+                given = None if teacher_logits is None else teacher_logits[block].to(full)
+                if not any(wanted) and true is not None:
+                    right += (values.argmax(dim=-1) == true).sum()
+                sums = block_loss(values, given, true, temperature, soft_scale, mlm_scale)
+                soft += sums[0]
+                mlm += sums[1]
+                if low != full:
+                    logits[block] = values
+            if to_features is not None:
+                torch.mm(logits, student.weight, out=to_features[start:stop])
+            if to_weight is not None and to_bias is not None:
+                if low == full:
+                    to_weight.addmm_(logits.t(), student.features[start:stop])
+                else:
+                    to_weight += logits.t() @ student.features[start:stop]
+                to_bias += logits.sum(dim=0, dtype=full)
+    return (soft, mlm, right), (to_features, to_weight, to_bias)
+
+
+def _block_loss(
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    targets: Tensor | None,
+    temperature: float,
+    soft_scale: Tensor,
+    mlm_scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sums of T^2 KL and of cross-entropy over rows of logits / T; these become the gradient, the teacher's are lost.
+
+    With e = exp(z / T - max), so that softmax(z / T) = e / sum e, the softmax without temperature is e^T / sum e^T.
+    Gradients are those with respect to z: T (softmax(z_s / T) - softmax(z_t / T)), and softmax(z_s) - onehot.
+    """
+    soft, mlm = torch.zeros_like(soft_scale), torch.zeros_like(mlm_scale)
+    logits -= logits.amax(dim=-1, keepdim=True)
+    powers = logits.exp()
+    if targets is not None:
+        sharp = _to_the(powers, logits, temperature)
+        total = sharp.sum(dim=-1, keepdim=True)
+        targets = targets.unsqueeze(-1)
+        mlm = (total.log() - temperature * logits.gather(-1, targets)).sum()
+    if teacher_logits is not None:
+        teacher_logits -= teacher_logits.amax(dim=-1, keepdim=True)
+        teacher_powers = teacher_logits.exp()
+        norm, teacher_norm = powers.sum(dim=-1, keepdim=True), teacher_powers.sum(dim=-1, keepdim=True)
+        differences = (teacher_logits.sub_(logits)).mul_(teacher_powers).sum(dim=-1, keepdim=True)
+        soft = temperature**2 * (differences / teacher_norm - teacher_norm.log() + norm.log()).sum()
+        torch.mul(powers, temperature * soft_scale / norm, out=logits)
+        logits.addcmul_(teacher_powers, -temperature * soft_scale / teacher_norm)
+    else:
+        logits.zero_()
+    if targets is not None:
+        logits.addcmul_(sharp, mlm_scale / total)
+        logits.scatter_add_(-1, targets, -mlm_scale.expand(targets.shape))
+    return soft, mlm
+
+
+def _to_the(powers: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """exp(logits) ** temperature; an exponential costs six multiplications."""
+    if temperature == 1.0:
+        return powers
+    return powers * powers if temperature == 2.0 else torch.exp(temperature * logits)
+
+
+@functools.cache
+def _compiled_block() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_block_loss, dynamic=True)
+
+
+def _scaled(wide: Decoder, dtype: torch.dtype, temperature: float) -> Decoder:
+    """Detached, in the type of the products, the bias divided by the temperature as the logits will be."""
+    return Decoder(
+        wide.features.detach().to(dtype), wide.weight.detach().to(dtype), (wide.bias.detach() / temperature).to(dtype)
+    )
+
+
+def _logits(wide: Decoder, start: int, stop: int, buffer: Tensor, temperature: float) -> Tensor:
+    """Logits / T of rows start to stop, in the buffer."""
+    features = wide.features[start:stop]
+    return torch.addmm(wide.bias, features, wide.weight.t(), alpha=1 / temperature, out=buffer[: stop - start])
+
+
+def _buffer(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised (rows, columns) tensor with aligned rows."""
+    return torch.empty(rows, -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT, dtype=dtype, device=device)[:, :columns]
+
+
+def _chunks(masked: int, rows: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `size` rows, none across the boundary between rows with a true token and rows without."""
+    for low, high in ((0, masked), (masked, rows)):
+        for start in range(low, high, size):
+            yield start, min(start + size, high)
