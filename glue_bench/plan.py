@@ -64,6 +64,7 @@ def plan(config: Config, facts: Facts, memo: Any) -> tuple[Step, ...]:
     steps += _benchmark(config, facts)
     done_before = tuple(step.name for step in steps)
     report = {"title": config.title, "config": config.name, **plain(config.report)}
+    report["keep_weights"] = config.finetune.keep_weights
     steps.append(Step("report", report | {"source": source_kind(config.data.glue)}, done_before))
     steps.append(Step("check", plain(config.check), ("report",)))
     return tuple(steps)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -152,7 +153,7 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: to a temporary name beside it, flushed, then renamed. Raises StepError."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(path)
@@ -170,7 +171,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that takes the place of `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _temporary(path)
     try:
         refuse_link(path)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -182,6 +183,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise StepError(describe_os_error(error, path)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside the path that no other process, here or on a machine that shares the folder, uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
 
 
 def refuse_link(path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Fixtures for all tests: never the network, and one real quick run for the tests that need it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def run_cli(*arguments: str, cwd: Path = REPOSITORY, timeout: float = 600) -> subprocess.CompletedProcess:
+    """Run `python -m glue_bench` as a user would; stdout and stderr are text."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "glue_bench", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one undisturbed `run-all --config quick`, the README's main job (minutes; shared by all tests)."""
+    results = tmp_path_factory.mktemp("quick-results")
+    done = run_cli("run-all", "--config", "quick", "--results", str(results), "--debug", timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    return results / "quick"

@@ -1,0 +1,186 @@
+"""The command line: the contract's verbs, flags and exit codes; one-line errors; nothing heavy before it is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, run_cli
+
+from glue_bench import cli
+
+CODES = """
+import sys
+from glue_bench.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as exit:
+    code = exit.code
+heavy = sorted({"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow"} & set(sys.modules))
+print("HEAVY", heavy, "CODE", code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run-all", "--help"], ["plan", "--config", "quick"], ["list", "tasks"]]
+)
+def test_light_verbs_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CODES, *arguments]
+    if arguments[0] == "plan":
+        command += ["--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert "HEAVY [] CODE 0" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "VERB"),
+        (["fly"], "invalid choice"),
+        (["run-all", "--config", "quik"], "did you mean 'quick'?"),
+        (["run-all", "--config", "quick", "--run", "../x"], "cannot name a folder"),
+        (["run-all", "--config", "quick", "--set", "distill.tokens=-1"], "distill.tokens: -1 is below"),
+        (["run-all", "--config", "quick", "--set", "distill.tokens"], "expected key=value"),
+        (["run-all", "--config", "quick", "--shard", "3/2"], "1 <= I <= N"),
+        (["run-all", "--config", "quick", "--device", "tpu"], "invalid choice"),
+        (["run-all", "--config", "quick", "--set", "data.glue=/nonexistent"], "no such folder"),
+        (["run-all", "--config", "quick", "--set", "corpus.text=/nonexistent.txt"], "no such file"),
+        (["run-all", "--config", "quick", "--set", "teacher.weights=./nonexistent"], "no such folder"),
+        (["run-all", "--config", "quick", "--set", "teacher.weights=package:no_such_module/x"], "not installed"),
+        (["check", "--run", "nothing-here"], "no run there"),
+        (["check", "--run", "nothing-here", "--min-retention", "1.5"], "not between 0 and 1"),
+        (["verify", "nothing-here"], "no run there"),
+        (["compare", "a", "b"], "no run there"),
+        (["submit"], "--model"),
+        (["list", "planets"], "invalid choice"),
+    ],
+)
+def test_bad_usage_is_exit_2_in_two_lines(arguments: list[str], expected: str, tmp_path: Path, capsys) -> None:
+    results = ["--results", str(tmp_path / "results")] if arguments and arguments[0] != "fly" else []
+    assert cli.main([*arguments, *results]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.err.count("\n") <= 2 and "Traceback" not in captured.err
+    assert not list(tmp_path.rglob("record.json"))
+
+
+@pytest.mark.parametrize("config", ["paper", "distilbert"])
+def test_hub_configs_without_a_network_name_every_missing_part(config: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert cli.main(["run-all", "--config", config, "--results", str(tmp_path / "results")]) == 2
+    message = capsys.readouterr().err
+    for part in (
+        "google-bert/bert-base-uncased",
+        "distilbert/distilbert-base-uncased",
+        "nyu-mll/glue",
+        "--config quick",
+    ):
+        assert part in message
+    assert ("wikimedia/wikipedia" in message) == (config == "paper")
+    assert message.count("\n") == 2
+
+
+def test_bare_run_all_picks_quick_without_an_accelerator(monkeypatch) -> None:
+    from glue_bench import preflight
+
+    monkeypatch.setattr(preflight, "gpu_names", lambda: ())
+    monkeypatch.setattr(preflight, "hub_reachable", lambda: pytest.fail("the hub must not be asked"))
+    assert preflight.choose_config() == ("quick", "no accelerator here")
+    monkeypatch.setattr(preflight, "gpu_names", lambda: ("GPU",))
+    monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: True)
+    assert preflight.choose_config()[0] == "paper"
+    monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: False)
+    monkeypatch.setattr(preflight, "hub_reachable", lambda: True)
+    assert preflight.choose_config()[0] == "paper"
+    monkeypatch.setattr(preflight, "hub_reachable", lambda: False)
+    assert preflight.choose_config()[0] == "quick"
+
+
+def test_hub_is_never_asked_when_offline(monkeypatch) -> None:
+    from glue_bench import preflight
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(preflight.urllib.request, "urlopen", lambda *_: pytest.fail("asked"))
+    assert not preflight.hub_reachable()
+
+
+def test_interrupt_is_130_with_how_to_go_on(monkeypatch, capsys) -> None:
+    def interrupted(options) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_dispatch", interrupted)
+    assert cli.main(["run-all", "--config", "quick"]) == 130
+    assert "To go on: python -m glue_bench run-all --config quick" in capsys.readouterr().err
+
+
+def test_unexpected_error_is_3_without_traceback(monkeypatch, capsys) -> None:
+    def broken(options) -> int:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(cli, "_dispatch", broken)
+    assert cli.main(["plan"]) == 3
+    assert capsys.readouterr().err == "glue_bench: RuntimeError: first line (--debug shows where)\n"
+    assert cli.main(["plan", "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_plan_lists_every_step(tmp_path: Path, capsys) -> None:
+    assert cli.main(["plan", "--config", "quick", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    for name in ("prepare/corpus", "pretrain/teacher", "distill/distil-2", "finetune/teacher/wnli/seed-0", "report"):
+        assert name in text
+    assert "pending" in text and "to do: about" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_list(capsys) -> None:
+    assert cli.main(["list", "tasks"]) == 0
+    assert "matthews_correlation" in capsys.readouterr().out
+    assert cli.main(["list", "configs"]) == 0
+    assert "quick: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_finished_run_is_a_no_op_and_prints_its_headline(quick_run: Path) -> None:
+    first = (quick_run.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()
+    done = run_cli("run-all", "--config", "quick", "--results", str(quick_run.parent))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any("nothing to compute" in line for line in lines)
+    assert lines[-1] == first[-1] == (quick_run / "report.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+@pytest.mark.slow
+def test_contract_files_and_columns(quick_run: Path) -> None:
+    summary = json.loads((quick_run / "summary.json").read_text(encoding="utf-8"))
+    assert {"run", "config", "complete", "data", "environment", "gate", "models"} <= set(summary)
+    assert summary["complete"] is True and summary["data"] == "embedded" and summary["gate"]["passed"] is True
+    wanted = {"role", "parameters", "bytes", "scores", "macro", "macro_without_wnli", "retention", "retention_9"}
+    for model in summary["models"].values():
+        assert wanted | {"gain_retained", "size_reduction", "speedup"} <= set(model)
+    columns = {
+        "scores.csv": "model,task,split,seed,metric,value",
+        "retention.csv": "model,task,score,teacher_score,retention,low,high,gain_retained,p_value,n_seeds",
+        "efficiency.csv": "model,device,backend,precision,scenario,batch_size,examples,mean_ms,p50_ms,p90_ms,p99_ms,"
+        "examples_per_second,speedup,speedup_low,speedup_high,peak_memory_mb,device_memory_mb",
+    }
+    for name, header in columns.items():
+        assert (quick_run / name).read_text(encoding="utf-8").splitlines()[0] == header
+    assert list((quick_run / "figures").glob("*.png"))
+    assert "embedded" in (quick_run / "report.md").read_text(encoding="utf-8")[:2000]
+
+
+@pytest.mark.slow
+def test_check_judges_what_is_stored(quick_run: Path) -> None:
+    results = str(quick_run.parent)
+    assert run_cli("check", "--run", "quick", "--results", results, "--min-retention", "0.1").returncode == 0
+    failed = run_cli("check", "--run", "quick", "--results", results, "--min-retention", "1.0", "--judge", "low")
+    assert failed.returncode == 1 and "gate:" in failed.stdout
+
+
+@pytest.mark.slow
+def test_verify_and_publish(quick_run: Path, tmp_path: Path) -> None:
+    verified = run_cli("verify", "quick", "--results", str(quick_run.parent))
+    assert verified.returncode == 0, verified.stdout + verified.stderr

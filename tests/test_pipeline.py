@@ -1,0 +1,145 @@
+"""The pipeline: done steps are skipped, stale and damaged ones redone, shards share the work, nothing is done twice."""
+
+import json
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from glue_bench.config import load_config
+from glue_bench.errors import StepError
+from glue_bench.pipeline import Run, Shard, run_steps, states, with_needs
+from glue_bench.plan import Step
+from glue_bench.store import Store, write_atomic
+
+STEPS = (
+    Step("prepare/glue/rte", {"a": 1}),
+    Step("finetune/teacher/rte/seed-0", {"epochs": 3}, ("prepare/glue/rte",)),
+    Step("finetune/teacher/rte/seed-1", {"epochs": 3}, ("prepare/glue/rte",)),
+    Step("finetune/small/rte/seed-0", {"epochs": 3}, ("prepare/glue/rte", "finetune/teacher/rte/seed-0")),
+    Step("report", {}, ("finetune/teacher/rte/seed-0", "finetune/teacher/rte/seed-1", "finetune/small/rte/seed-0")),
+)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fake stages that note which steps were computed and leave a file each."""
+    names: list[str] = []
+
+    def run(step: Step, store: Store, device: str) -> dict:
+        names.append(step.name)
+        write_atomic(store.folder(step.name) / "out.txt", json.dumps(dict(step.settings)))
+        return {"device": device}
+
+    for stage in ("prepare", "finetune", "report"):
+        module = types.ModuleType(f"glue_bench.stages.{stage}")
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"glue_bench.stages.{stage}", module)
+    return names
+
+
+ALL = Shard(1, 1)
+
+
+def make_run(folder: Path, shard: Shard = ALL) -> tuple[Run, list[str]]:
+    lines: list[str] = []
+    return Run(Store(folder, "run"), load_config("quick"), "cpu", 1, "fp32", shard, lines.append), lines
+
+
+def test_second_run_computes_nothing(tmp_path: Path, computed: list[str]) -> None:
+    run, _ = make_run(tmp_path)
+    assert run_steps(STEPS, STEPS, run)
+    assert computed == [step.name for step in STEPS]
+    run, lines = make_run(tmp_path)
+    assert run_steps(STEPS, STEPS, run)
+    assert len(computed) == len(STEPS)
+    assert lines == ["all 5 steps are done already; nothing to compute"]
+    record = run.store.record("report")
+    assert record["environment"]["versions"] and record["seconds"] >= 0
+
+
+def test_changed_setting_redoes_dependants_and_says_why(tmp_path: Path, computed: list[str]) -> None:
+    run_steps(STEPS, STEPS, make_run(tmp_path)[0])
+    computed.clear()
+    changed = tuple(Step(s.name, {"epochs": 5}, s.needs) if "seed-1" in s.name else s for s in STEPS)
+    run, lines = make_run(tmp_path)
+    run_steps(changed, changed, run)
+    assert computed == ["finetune/teacher/rte/seed-1", "report"]
+    assert any("finetune/teacher/rte/seed-1: stale, computed anew (epochs: 3 -> 5)" in line for line in lines)
+    assert any("report: stale, computed anew (finetune/teacher/rte/seed-1 changed)" in line for line in lines)
+
+
+def test_damaged_output_is_redone_alone(tmp_path: Path, computed: list[str]) -> None:
+    run, _ = make_run(tmp_path)
+    run_steps(STEPS, STEPS, run)
+    computed.clear()
+    (run.store.folder("prepare/glue/rte") / "out.txt").write_text("{}", encoding="utf-8")
+    run, lines = make_run(tmp_path)
+    run_steps(STEPS, STEPS, run)
+    assert computed == ["prepare/glue/rte"]
+    assert "damaged" in lines[0]
+
+
+def test_force_redoes_a_stage(tmp_path: Path, computed: list[str]) -> None:
+    run_steps(STEPS, STEPS, make_run(tmp_path)[0])
+    run_steps(STEPS, STEPS, make_run(tmp_path)[0], force=("report",))
+    assert computed.count("report") == 2
+
+
+def test_failed_step_keeps_what_was_done(tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = sys.modules["glue_bench.stages.finetune"].run
+
+    def bad(step: Step, store: Store, device: str) -> dict:
+        if "seed-1" in step.name:
+            raise StepError("the loss is NaN")
+        return good(step, store, device)
+
+    monkeypatch.setattr(sys.modules["glue_bench.stages.finetune"], "run", bad)
+    run, _ = make_run(tmp_path)
+    with pytest.raises(StepError):
+        run_steps(STEPS, STEPS, run)
+    kinds = {name: state.kind for name, state in states(STEPS, run.store).items()}
+    assert kinds["finetune/teacher/rte/seed-0"] == "done"
+    assert kinds["finetune/teacher/rte/seed-1"] == "pending"
+    monkeypatch.setattr(sys.modules["glue_bench.stages.finetune"], "run", good)
+    assert run_steps(STEPS, STEPS, make_run(tmp_path)[0])
+    assert sorted(computed) == sorted(step.name for step in STEPS)
+
+
+def test_nan_in_a_result_is_no_record(tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["glue_bench.stages.prepare"], "run", lambda *_: {"loss": float("nan")})
+    run, _ = make_run(tmp_path)
+    with pytest.raises(StepError, match="NaN"):
+        run_steps(STEPS, STEPS, run)
+    assert run.store.record("prepare/glue/rte") is None
+
+
+def test_shards_share_the_work(tmp_path: Path, computed: list[str]) -> None:
+    first, lines = make_run(tmp_path, Shard(1, 2))
+    assert not run_steps(STEPS, STEPS, first)
+    assert "waits for the other shards" in lines[-1]
+    assert "finetune/teacher/rte/seed-1" not in computed
+    second, _ = make_run(tmp_path, Shard(2, 2))
+    assert run_steps(STEPS, STEPS, second)
+    assert sorted(computed) == sorted(step.name for step in STEPS)
+
+
+def test_shards_at_once_do_nothing_twice(tmp_path: Path, computed: list[str]) -> None:
+    threads = [
+        threading.Thread(target=lambda i=i: run_steps(STEPS, STEPS, make_run(tmp_path, Shard(i, 3))[0]))
+        for i in (1, 2, 3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run_steps(STEPS, STEPS, make_run(tmp_path)[0])
+    assert sorted(computed) == sorted(step.name for step in STEPS)
+
+
+def test_needs_are_found_transitively() -> None:
+    wanted = with_needs(STEPS, ("finetune",))
+    assert [step.name for step in wanted] == [step.name for step in STEPS[:4]]
+    assert with_needs(STEPS, ("prepare",)) == [STEPS[0]]

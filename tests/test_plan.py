@@ -1,0 +1,149 @@
+"""The plan: fingerprints change with exactly what a result depends on, and with nothing else."""
+
+import dataclasses
+
+import pytest
+
+from glue_bench.config import config_from, load_config, plain
+from glue_bench.inputs import HashMemo
+from glue_bench.machine import Facts
+from glue_bench.plan import Step, fingerprints, plan, roles
+
+FACTS = Facts(threads=2, precision="fp32", devices={"cpu": "a processor"})
+
+
+def marks(raw: dict | None = None, facts: Facts = FACTS, assignments: tuple[str, ...] = ()) -> dict[str, str]:
+    config = config_from(raw, "x") if raw is not None else load_config("quick", assignments)
+    return fingerprints(plan(config, facts, HashMemo(None)))
+
+
+def changed(assignment: str) -> set[str]:
+    before, after = marks(), marks(assignments=(assignment,))
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+AFTER_ALL = {"report", "check"}
+
+
+def test_every_need_comes_before_its_step() -> None:
+    for name in ("quick", "minilm-like"):
+        raw = plain(load_config("quick"))
+        if name == "minilm-like":
+            raw["students"] += [{"name": "soft", "weights_of": "distil-2", "soft_targets": 0.5}]
+        seen: set[str] = set()
+        for step in plan(config_from(raw, name), FACTS, HashMemo(None)):
+            assert set(step.needs) <= seen, step.name
+            assert step.name not in seen
+            seen.add(step.name)
+
+
+def test_one_setting_redoes_exactly_what_depends_on_it() -> None:
+    rte = {f"finetune/{model}/rte/seed-0" for model in ("teacher", "distil-2")}
+    assert changed("finetune.tasks.rte.epochs=9") == rte | AFTER_ALL
+    assert changed("check.min_retention=0.1") == {"check"}
+    assert changed("report.resamples=500") == AFTER_ALL
+    assert changed("benchmark.examples=7") == {"benchmark/cpu"} | AFTER_ALL
+    student = {name for name in marks() if name.startswith(("distill/", "finetune/distil-2/", "benchmark/"))}
+    assert changed("distill.temperature=3.0") == student | AFTER_ALL
+    untouched = {name for name in marks() if name.startswith(("prepare/glue", "prepare/weights", "finetune/majority"))}
+    assert changed("pretrain.learning_rate=0.01") == set(marks()) - untouched - {"prepare/corpus"}
+    assert changed("data.seed=5") >= {name for name in marks() if name.startswith(("prepare/glue", "finetune"))}
+    assert not changed("data.seed=5") & {"prepare/corpus", "pretrain/teacher", "distill/distil-2"}
+    new = changed("finetune.tasks.rte.seeds=[0,1]")
+    assert new == {f"finetune/{model}/rte/seed-1" for model in ("teacher", "distil-2")} | AFTER_ALL
+
+
+def test_threads_and_precision_count_but_device_does_not() -> None:
+    base = marks()
+    for changed_facts in (dataclasses.replace(FACTS, threads=1), dataclasses.replace(FACTS, precision="bf16")):
+        other = marks(facts=changed_facts)
+        assert base["pretrain/teacher"] != other["pretrain/teacher"]
+        assert base["prepare/corpus"] == other["prepare/corpus"]
+    assert changed("machine.device=cpu") == set()
+    moved = marks(facts=dataclasses.replace(FACTS, devices={"cpu": "another processor"}))
+    assert {name for name in base if base[name] != moved[name]} == {"benchmark/cpu"} | AFTER_ALL
+
+
+def test_no_setting_is_missing_from_the_fingerprints() -> None:
+    """Every setting of every section changes some fingerprint, or is on the list of those that may not."""
+    without_effect = {
+        "machine.device",
+        "machine.jobs_per_device",
+        "data.revision",
+        "teacher.revision",
+        "finetune.seeds",
+    }
+    without_effect |= {"machine.threads", "machine.precision"}  # they act through Facts
+    without_effect |= {"finetune.temperature", "finetune.keep_weights", "corpus.heldout", "name"}
+    base_raw = plain(load_config("quick"))
+    base = marks(base_raw)
+    for section, values in base_raw.items():
+        if not isinstance(values, dict):
+            continue
+        for key, value in values.items():
+            path = f"{section}.{key}"
+            other = _another(value)
+            if path in without_effect or other is None:
+                continue
+            if path == "check.students":
+                other = ["distil-2"]
+            raw = {**base_raw, section: {**values, key: other}}
+            try:
+                assert marks(raw) != base, path
+            except Exception as error:
+                if "is not one of" not in str(error) and "odd" not in str(error) and "divide" not in str(error):
+                    raise
+
+
+def _another(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value * 2 if 0 < value * 2 < 1 or value >= 1 else value / 2 or 1
+    return None
+
+
+def test_keep_weights_is_seen_by_the_report() -> None:
+    assert "report" in changed("finetune.keep_weights=all")
+
+
+def test_paths_stay_out_of_fingerprints(tmp_path) -> None:
+    texts = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text("the same words", encoding="utf-8")
+        texts.append(marks(assignments=(f"corpus.text={tmp_path / folder / 'text.txt'}",)))
+    assert texts[0] == texts[1]
+    (tmp_path / "b" / "text.txt").write_text("other words now", encoding="utf-8")
+    assert marks(assignments=(f"corpus.text={tmp_path / 'b' / 'text.txt'}",)) != texts[0]
+
+
+def test_stage_is_the_first_part_of_the_name() -> None:
+    assert Step("finetune/a/rte/seed-0", {}).stage == "finetune"
+
+
+def test_roles_and_as_released() -> None:
+    raw = plain(load_config("quick"))
+    assert roles(config_from(raw, "x")) == {"teacher": "teacher", "distil-2": "student", "majority": "majority"}
+    raw["teacher"]["weights"] = "package:glue_bench/data"
+    assert roles(config_from(raw, "x"))["as-released"] == "as-released"
+    raw["pretrain"]["tokens"] = 0
+    assert "as-released" not in roles(config_from(raw, "x"))
+
+
+def test_soft_student_needs_the_teachers_fine_tuning_and_shares_the_distilled_encoder() -> None:
+    raw = plain(load_config("quick"))
+    raw["students"].append({"name": "soft", "weights_of": "distil-2", "soft_targets": 0.5})
+    steps = {step.name: step for step in plan(config_from(raw, "x"), FACTS, HashMemo(None))}
+    soft = steps["finetune/soft/rte/seed-0"]
+    assert {"finetune/teacher/rte/seed-0", "distill/distil-2", "prepare/glue/rte"} == set(soft.needs)
+    assert steps["finetune/teacher/rte/seed-0"].settings["train_logits"] is True
+    assert "distill/soft" not in steps
+
+
+@pytest.mark.parametrize("tasks", [[], ["rte"], ["mnli"]])
+def test_plans_over_fewer_tasks(tasks: list[str]) -> None:
+    names = set(marks({"name": "x", "data": {"tasks": tasks}, "students": [{"name": "s", "layers": 2}]}))
+    assert {f"prepare/glue/{task}" for task in tasks} <= names
+    assert ("prepare/glue/ax" in names) == ("mnli" in tasks)
+    assert "prepare/corpus" not in names  # nothing trains on text here
