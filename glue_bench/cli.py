@@ -170,6 +170,7 @@ def _config(options: argparse.Namespace) -> tuple[Config, str]:
 
 
 def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
+    from glue_bench.executors import run_in_parallel, worker_environments
     from glue_bench.inputs import HashMemo
     from glue_bench.machine import facts
     from glue_bench.pipeline import Run, Shard, run_steps, with_needs
@@ -187,18 +188,16 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     if options.verb == "run-all":
         compute = f"{machine.precision}, {machine.threads} threads"
         _say(f"glue_bench run-all: {chosen or 'config ' + config.name}; {store.root}; {compute}")
-        wanted, force = list(steps), ()
+        wanted = steps
     else:
-        wanted = with_needs(steps, (options.verb,))
-        force = ("report",) if options.verb == "report" else ()
+        wanted = with_needs(steps, [step for step in steps if step.stage == options.verb])
     shard = Shard(*options.shard)
-    run = Run(store, config, config.machine.device, machine.threads, machine.precision, shard, _say)
-    if options.executor == "ray":
-        from glue_bench.ray_executor import run_steps_on_ray
-
-        complete = run_steps_on_ray(steps, wanted, run)
-    else:
-        complete = run_steps(steps, wanted, run, force=force)
+    locks = shard.count > 1
+    run = Run(store, config, config.machine.device, machine.threads, machine.precision, shard, _say, step_locks=locks)
+    parallel = options.executor == "ray" or len(worker_environments(config.machine.jobs_per_device, run.device)) > 1
+    if parallel and not locks and any(step.stage == "finetune" for step in wanted):
+        run_in_parallel(steps, run, _run_arguments(options, config), options.executor)
+    complete = run_steps(steps, wanted, run, force=("report",) if options.verb == "report" else ())
     if options.verb != "run-all" or not complete:
         return 0
     gate = store.result("check")
@@ -206,6 +205,13 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
         _say(f"gate: {reason}")
     _say(store.result("report")["headline"] + (f" [{chosen}]" if chosen else ""))
     return 0 if gate["passed"] else 1
+
+
+def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
+    """The flags with which a worker process sees the same plan."""
+    arguments = ["--config", options.config or config.name, "--run", options.run or config.name]
+    arguments += ["--results", options.results, "--device", config.machine.device]
+    return arguments + (["--set", *options.set] if options.set else [])
 
 
 def _plan(options: argparse.Namespace, config: Config) -> int:

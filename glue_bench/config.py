@@ -204,7 +204,9 @@ class Machine:
         "auto", "of training; auto: bf16 on CUDA and on CPUs with AMX, else fp32", choices=("auto", "fp32", "bf16")
     )
     threads: int = setting(0, "CPU threads; 0: all cores", low=0, high=1024)
-    jobs_per_device: int = setting(1, "fine-tunings at once on one GPU", low=1, high=64)
+    jobs_per_device: int = setting(
+        1, "fine-tunings at once on one GPU, or on the CPU, whose threads they share", low=1, high=64
+    )
 
 
 @dataclass(frozen=True)

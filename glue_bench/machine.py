@@ -23,6 +23,7 @@ class Facts:
     threads: int
     precision: str
     devices: dict[str, str]
+    job_threads: int  # of one fine-tuning, where several run at once on the CPU
 
 
 def facts(machine: Machine) -> Facts:
@@ -37,7 +38,8 @@ def facts(machine: Machine) -> Facts:
     devices = {"cpu": f"{cpu_name()}, {core_count()} cores"}
     if use_cuda:
         devices["cuda"] = gpus[0]
-    return Facts(machine.threads or core_count(), precision, devices)
+    threads = machine.threads or core_count()
+    return Facts(threads, precision, devices, threads if use_cuda else max(1, threads // machine.jobs_per_device))
 
 
 def core_count() -> int:

@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,19 +43,25 @@ class Run:
     precision: str
     shard: Shard
     say: Callable[[str], None]
+    step_locks: bool = False  # other processes work on the same plan
 
 
-def with_needs(steps: Sequence[Step], stages: Sequence[str]) -> list[Step]:
-    """The steps of the given stages and, transitively, what they need, in the plan's order."""
+def with_needs(steps: Sequence[Step], chosen: Sequence[Step]) -> list[Step]:
+    """The chosen steps and, transitively, what they need, in the plan's order."""
     by_name = {step.name: step for step in steps}
     wanted: set[str] = set()
-    waiting = [step.name for step in steps if step.stage in stages]
+    waiting = [step.name for step in chosen]
     while waiting:
         name = waiting.pop()
         if name not in wanted:
             wanted.add(name)
             waiting += by_name[name].needs
     return [step for step in steps if step.name in wanted]
+
+
+def is_done(step: Step, known: Mapping[str, str], store: Store) -> bool:
+    """Whether a step needs no computing; `known` has the fingerprints of the whole plan."""
+    return store.state(step.name, known[step.name], explain(step, known)).kind == "done"
 
 
 def states(steps: Sequence[Step], store: Store) -> dict[str, State]:
@@ -70,6 +76,7 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
     `force` names stages that are redone even if done. Raises StepError and UserError as the stages do.
     """
     known = fingerprints(all_steps)
+    by_name = {step.name: step for step in all_steps}
     with _run_lock(run):
         if _rank() == 0:
             write_config(run)
@@ -79,10 +86,10 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
         while remaining:
             blocked = []
             for step in remaining:
-                if run.shard.count > 1 and not _all_done(step.needs, all_steps, known, run.store):
+                if run.shard.count > 1 and not all(is_done(by_name[name], known, run.store) for name in step.needs):
                     blocked.append(step)
                 else:
-                    computed += _bring_to_done(step, known, run, numbers[step.name], step.stage in force)
+                    computed += bring_to_done(step, known, run, numbers[step.name], step.stage in force)
             if len(blocked) == len(remaining):
                 run.say(
                     f"shard {run.shard.index}/{run.shard.count} is done; {blocked[0].name} waits for the other shards"
@@ -102,7 +109,7 @@ def write_config(run: Run) -> None:
         write_atomic(path, text)
 
 
-def _bring_to_done(step: Step, known: dict[str, str], run: Run, place: str, force: bool) -> int:
+def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, force: bool) -> int:
     """Run one step unless it is done; returns how many steps were computed (0 or 1)."""
     reasons = explain(step, known)
     if _rank() != 0:
@@ -136,7 +143,7 @@ def _compute(step: Step, run: Run) -> dict[str, Any]:
     return stage.run(step, run.store, run.device)
 
 
-def _write_record(step: Step, known: dict[str, str], run: Run, result: dict[str, Any], seconds: float) -> None:
+def _write_record(step: Step, known: Mapping[str, str], run: Run, result: dict[str, Any], seconds: float) -> None:
     """The record is what makes a step done, so it is written last."""
     folder = run.store.folder(step.name)
     record = {
@@ -192,24 +199,19 @@ def _is_mine(step: Step, wanted: Sequence[Step], shard: Shard) -> bool:
     return grid.index(step.name) % shard.count == shard.index - 1
 
 
-def _all_done(names: Sequence[str], steps: Sequence[Step], known: dict[str, str], store: Store) -> bool:
-    by_name = {step.name: step for step in steps}
-    return all(store.state(name, known[name], explain(by_name[name], known)).kind == "done" for name in names)
-
-
 @contextlib.contextmanager
 def _run_lock(run: Run) -> Iterator[None]:
     """One plain process at a time in a run's folder; shards share it, each holding the locks of its steps."""
     if _rank() != 0:
         yield
         return
-    with lock(run.store.root / ".lock", wait_s=2.0, shared=run.shard.count > 1):
+    with lock(run.store.root / ".lock", wait_s=2.0, shared=run.step_locks):
         yield
 
 
 @contextlib.contextmanager
 def _step_lock(step: Step, run: Run) -> Iterator[None]:
-    if run.shard.count == 1:
+    if not run.step_locks:
         yield
         return
     with lock(run.store.root / ".locks" / f"{step.name.replace('/', '--')}.lock", wait_s=STEP_LOCK_WAIT_S):

@@ -60,7 +60,7 @@ def plan(config: Config, facts: Facts, memo: Any) -> tuple[Step, ...]:
     steps += _prepare(config, memo)
     steps += _pretrain(config, compute)
     steps += _distill(config, compute)
-    steps += _finetune(config, compute, memo)
+    steps += _finetune(config, compute | {"threads": facts.job_threads}, memo)
     steps += _benchmark(config, facts)
     done_before = tuple(step.name for step in steps)
     report = {"title": config.title, "config": config.name, **plain(config.report)}

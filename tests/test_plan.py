@@ -9,7 +9,7 @@ from glue_bench.inputs import HashMemo
 from glue_bench.machine import Facts
 from glue_bench.plan import Step, fingerprints, plan, roles
 
-FACTS = Facts(threads=2, precision="fp32", devices={"cpu": "a processor"})
+FACTS = Facts(threads=2, precision="fp32", devices={"cpu": "a processor"}, job_threads=2)
 
 
 def marks(raw: dict | None = None, facts: Facts = FACTS, assignments: tuple[str, ...] = ()) -> dict[str, str]:
@@ -55,7 +55,10 @@ def test_one_setting_redoes_exactly_what_depends_on_it() -> None:
 
 def test_threads_and_precision_count_but_device_does_not() -> None:
     base = marks()
-    for changed_facts in (dataclasses.replace(FACTS, threads=1), dataclasses.replace(FACTS, precision="bf16")):
+    for changed_facts in (
+        dataclasses.replace(FACTS, threads=1, job_threads=1),
+        dataclasses.replace(FACTS, precision="bf16"),
+    ):
         other = marks(facts=changed_facts)
         assert base["pretrain/teacher"] != other["pretrain/teacher"]
         assert base["prepare/corpus"] == other["prepare/corpus"]
