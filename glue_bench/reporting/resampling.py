@@ -1,0 +1,221 @@
+"""The bootstrap's engine: scores of several models on resamples of one task's examples, without scoring row by row.
+
+A classification metric depends on an example only through its label and what each run predicted, and a dev set holds
+few distinct such patterns. A resample is therefore a multinomial draw of counts over the patterns, and the metrics
+follow from contingency counts. Regression works on counts per example, with weighted mid-ranks for Spearman.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from glue_bench.learning.metrics import checked_labels, checked_predictions
+from glue_bench.tasks import TASKS, Task
+
+CELLS = 1 << 21  # counts held at once: 16 MB of float64
+CELLS_IN_CACHE = 1 << 16  # where the work is one pass over memory after another: 0.5 MB
+MULTINOMIAL_COST = 7  # one count of a pattern costs as much as this many draws of an example (measured)
+
+
+@dataclass(frozen=True)
+class TaskPredictions:
+    """One model on one split: labels (n,), predictions (seeds, n); class integers, or numbers for regression."""
+
+    labels: np.ndarray
+    predictions: np.ndarray
+
+    @property
+    def n_seeds(self) -> int:
+        """Runs of the model."""
+        return len(self.predictions)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Contingency counts of resamples: examples n; (B, K) labels per class; (B, R) right; (B, R, K) predicted."""
+
+    examples: int
+    labels: np.ndarray
+    right: np.ndarray
+    predicted: np.ndarray
+
+
+def resampled_scores(task: str, models: Sequence[TaskPredictions], resamples: int, seed: int) -> list[np.ndarray]:
+    """For each model (resamples,): the mean over its resampled seeds of the headline score on the resampled examples.
+
+    Examples are drawn once for all models and seeds (paired); the seeds of each model apart, n - 1 out of n, since n
+    out of n would understate the variance of their mean by the factor (n - 1) / n. A single seed stays as it is.
+    The draws depend on seed and task alone. Raises ValueError where the models' labels differ or a value is wrong.
+    """
+    row = TASKS[task]
+    labels = checked_labels(row, models[0].labels)
+    for other in models[1:]:
+        if not np.array_equal(other.labels, models[0].labels):
+            raise ValueError(f"{task}: the models were scored on different examples; their labels differ")
+    runs = np.stack([checked_predictions(row, one) for model in models for one in model.predictions])
+    if runs.shape[1] != len(labels):
+        raise ValueError(f"{task}: {runs.shape[1]} predictions for {len(labels)} labels")
+    key = [seed, zlib.crc32(task.encode())]
+    scores = run_scores(row, labels, runs, resamples, np.random.default_rng(key))
+    means, first = [], 0
+    for position, model in enumerate(models):
+        weights = seed_weights(model.n_seeds, resamples, np.random.default_rng([*key, position]))
+        means.append((weights * scores[:, first : first + model.n_seeds]).sum(axis=1))
+        first += model.n_seeds
+    return means
+
+
+def seed_weights(n_seeds: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, n_seeds): the weight of each seed in a resampled mean, n - 1 drawn out of n."""
+    if n_seeds == 1:
+        return np.ones((resamples, 1))
+    return rng.multinomial(n_seeds - 1, np.full(n_seeds, 1 / n_seeds), size=resamples) / (n_seeds - 1)
+
+
+def run_scores(row: Task, labels: np.ndarray, runs: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, R) headline scores of R runs (R, n) on resamples with replacement of the n examples."""
+    if row.is_regression:
+        patterns, first, counts = runs.T, np.arange(len(labels)), np.ones(len(labels), dtype=np.int64)
+    else:
+        patterns, first, counts = _patterns(row, labels, runs)
+    parts = []
+    chunk = max(1, CELLS // len(counts))
+    for start in range(0, resamples, chunk):
+        drawn = draw_counts(counts, min(chunk, resamples - start), rng)
+        if row.is_regression:
+            parts.append(_regression_scores(row, labels, runs, drawn))
+        else:
+            parts.append(_tally_scores(row, _tally(row, patterns[first].T, drawn, len(labels))))
+    return np.concatenate(parts)
+
+
+def draw_counts(counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, P): how often each of P patterns occurs when all examples are drawn anew; counts (P,) is its size."""
+    total = int(counts.sum())
+    if len(counts) * MULTINOMIAL_COST < total:
+        return rng.multinomial(total, counts / total, size=resamples)
+    pattern = np.repeat(np.arange(len(counts)), counts)
+    drawn = pattern[rng.integers(0, total, size=(resamples, total), dtype=np.int32)]
+    drawn += np.arange(resamples)[:, None] * len(counts)
+    return np.bincount(drawn.ravel(), minlength=resamples * len(counts)).reshape(resamples, len(counts))
+
+
+def _patterns(row: Task, labels: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (n, q) of zeros and ones that the metrics need, the first example of each distinct row, and its count.
+
+    Accuracy needs only whether each run is right; other metrics the label, too, and each run's class.
+    """
+    features = [runs == labels]
+    if set(row.headline) != {"accuracy"}:
+        classes = np.arange(len(row.classes))
+        features = [labels == classes[:, None], *features, (runs[:, None] == classes[:, None]).reshape(-1, len(labels))]
+    table = np.concatenate(features).astype(np.uint8)
+    packed = np.ascontiguousarray(np.packbits(table, axis=0).T)
+    keys = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+    return table.T, first, counts
+
+
+def _tally(row: Task, features: np.ndarray, drawn: np.ndarray, examples: int) -> Tally:
+    """Contingency counts from features (q, P) and drawn (B, P)."""
+    sums = drawn.astype(np.float64) @ features.T.astype(np.float64)
+    if set(row.headline) == {"accuracy"}:
+        none = np.empty((len(sums), 0))
+        return Tally(examples, none, sums, none)
+    classes = len(row.classes)
+    n_runs = (sums.shape[1] - classes) // (classes + 1)
+    labels, right, predicted = np.split(sums, [classes, classes + n_runs], axis=1)
+    return Tally(examples, labels, right, predicted.reshape(len(sums), n_runs, classes))
+
+
+def _tally_scores(row: Task, tally: Tally) -> np.ndarray:
+    return sum(TALLIED[name](tally) for name in row.headline) / len(row.headline)
+
+
+def _accuracy(tally: Tally) -> np.ndarray:
+    return tally.right / tally.examples
+
+
+def _f1(tally: Tally) -> np.ndarray:
+    """F1 of class 1 of two. right = TP + TN and TN = n - labels - predicted + TP give the true positives."""
+    either = tally.labels[:, None, 1] + tally.predicted[:, :, 1]
+    return _divide(tally.right - tally.examples + either, either)
+
+
+def _matthews_correlation(tally: Tally) -> np.ndarray:
+    """The general form for K classes (Gorodkin 2004, equation 8); for two it is the familiar one."""
+    labels = tally.labels[:, None, :]
+    covariance = tally.right * tally.examples - (labels * tally.predicted).sum(axis=2)
+    spread = (tally.examples**2 - (labels**2).sum(axis=2)) * (tally.examples**2 - (tally.predicted**2).sum(axis=2))
+    return _divide(covariance, np.sqrt(spread))
+
+
+TALLIED = {"accuracy": _accuracy, "f1": _f1, "matthews_correlation": _matthews_correlation}
+
+
+def _regression_scores(row: Task, labels: np.ndarray, runs: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    weights = np.ascontiguousarray(drawn.T, dtype=np.float64)  # (n, B): sums over examples run along memory rows
+    total = sum(CORRELATED[name](labels, runs, weights) for name in row.headline)
+    return (total / len(row.headline)).T
+
+
+def _pearson(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(R, B) weighted Pearson correlations."""
+    n = weights.sum(axis=0)
+    y, x = labels - labels.mean(), runs - runs.mean(axis=1, keepdims=True)
+    mean_y, mean_x = (y @ weights) / n, (x @ weights) / n
+    covariance = ((x * y) @ weights) / n - mean_x * mean_y
+    spread_y, spread_x = (y**2 @ weights) / n - mean_y**2, (x**2 @ weights) / n - mean_x**2
+    # Rounding leaves a constant resample a spread of about 1e-16 of its square: that is none.
+    spread_y, spread_x = (np.where(s > 1e-14 * np.max(v**2), s, 0) for s, v in ((spread_y, y), (spread_x, x)))
+    return _divide(covariance, np.sqrt(spread_x * spread_y))
+
+
+def _spearman(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(R, B) weighted Spearman correlations: Pearson of mid-ranks, as if each example stood there `weight` times.
+
+    With g the weights of the groups of equal values in rising order, a group's mid-rank is cumsum(g) - g/2 + 1/2 and
+    the ranks' sum of squares (n^3 - sum g^3) / 12. Constants drop out against centred ranks of the labels. All sums
+    are of half-integers, hence exact.
+    """
+    ranked = _groups(labels)
+    group_of = np.searchsorted(labels[ranked[0]][ranked[1]], labels)
+    sorted_runs = [_groups(run) for run in runs]
+    result = np.empty((len(runs), weights.shape[1]))
+    width = max(1, CELLS_IN_CACHE // len(labels))
+    for start in range(0, weights.shape[1], width):
+        part = np.ascontiguousarray(weights[:, start : start + width])
+        sizes = _group_sums(part, ranked)
+        n = sizes.sum(axis=0)
+        centred = (np.cumsum(sizes, axis=0) - sizes / 2 - n / 2)[group_of] * part
+        spread_y = n * n * n - np.einsum("gb,gb,gb->b", sizes, sizes, sizes)
+        for i, run in enumerate(sorted_runs):
+            sizes = _group_sums(part, run)
+            covariance = np.einsum("gb,gb->b", _group_sums(centred, run), np.cumsum(sizes, axis=0) - sizes / 2)
+            spread_x = n * n * n - np.einsum("gb,gb,gb->b", sizes, sizes, sizes)
+            result[i, start : start + width] = _divide(12 * covariance, np.sqrt(spread_x * spread_y))
+    return result
+
+
+def _group_sums(weights: np.ndarray, groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """(G, B): weights (n, B) in rising order of the values, summed where these are equal."""
+    order, starts = groups
+    ordered = weights[order]
+    return ordered if len(starts) == len(order) else np.add.reduceat(ordered, starts, axis=0)
+
+
+def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order that sorts values, and where in it each group of equal values starts."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    return order, np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+CORRELATED = {"pearson": _pearson, "spearman": _spearman}
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """top / bottom, and 0 where the bottom is 0: the convention of metrics.py for undefined scores."""
+    return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom > 0)
