@@ -28,35 +28,13 @@ class ModelPredictions:
 
 
 @dataclass(frozen=True)
-class SeedSummary:
-    """One score over the seeds. deviation is the sample's (divisor n - 1), None with one seed."""
-
-    n_seeds: int
-    mean: float
-    median: float
-    deviation: float | None
-    minimum: float
-    maximum: float
-
-
-@dataclass(frozen=True)
-class Macro:
-    """The plain mean over tasks; the name says over which where they are not the usual eight or nine."""
-
-    value: float
-    tasks: tuple[str, ...]
-    name: str
-
-
-@dataclass(frozen=True)
 class Retention:
-    """What the student keeps on one task, or on the macro over several. Scores are means over seeds.
+    """What the student keeps on one task, or on the macro over `tasks`. Scores are means over seeds.
 
     p_value: that the student is worse (small: it surely is), one-sided: the share of resamples in which it is not.
     """
 
     tasks: tuple[str, ...]
-    name: str
     score: float
     teacher_score: float
     majority_score: float | None
@@ -69,7 +47,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class RetentionResult:
-    """Per task, on the macro without WNLI (`macro`) and on the macro with it (`macro_9`), None where no task is left."""
+    """Per task, on the macro without WNLI and, where WNLI was scored, on the macro with it."""
 
     tasks: dict[str, Retention]
     macro: Retention | None
@@ -98,10 +76,9 @@ class RetentionResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of a minus score of b (fractions), on one task or on the macro; p_value is two-sided."""
+    """Score of a minus score of b (fractions), on one task or on the macro over `tasks`; p_value is two-sided."""
 
     tasks: tuple[str, ...]
-    name: str
     score_a: float
     score_b: float
     difference: Interval
@@ -112,7 +89,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class DifferenceResult:
-    """Per task, on the macro without WNLI and on the macro with it; None where no task is left."""
+    """Per task, on the macro without WNLI and, where WNLI was scored, on the macro with it."""
 
     tasks: dict[str, Difference]
     macro: Difference | None
@@ -124,42 +101,9 @@ def seed_scores(task: str, given: TaskPredictions) -> list[float]:
     return [headline(task, score(task, run, given.labels)) for run in given.predictions]
 
 
-def seed_summary(scores: Sequence[float]) -> SeedSummary:
-    """Mean, median, deviation, least and greatest of one score over seeds. Raises ValueError where there is none."""
-    if not scores:
-        raise ValueError("no scores to summarise")
-    deviation = statistics.stdev(scores) if len(scores) > 1 else None
-    return SeedSummary(
-        len(scores), statistics.fmean(scores), statistics.median(scores), deviation, min(scores), max(scores)
-    )
-
-
-def median_seed(scores: Mapping[int, float]) -> int:
-    """The seed whose score is the median (the lower of the two middle ones; of equals the smallest seed)."""
-    ordered = sorted(scores, key=lambda seed: (scores[seed], seed))
-    return ordered[(len(ordered) - 1) // 2]
-
-
-def macro(scores: Mapping[str, float], *, with_wnli: bool) -> Macro | None:
-    """The mean of the tasks' scores; None where no task counts. AX never counts."""
-    tasks = macro_tasks(tuple(scores), with_wnli=with_wnli)
-    if not tasks:
-        return None
-    return Macro(statistics.fmean(scores[task] for task in tasks), tasks, macro_name(tasks))
-
-
 def macro_tasks(tasks: Sequence[str], *, with_wnli: bool) -> tuple[str, ...]:
     """Those of the tasks that enter the macro, in GLUE's order."""
     return tuple(task for task in GLUE_NINE if task in tasks and (with_wnli or task != "wnli"))
-
-
-def macro_name(tasks: Sequence[str]) -> str:
-    """`macro` for all nine or the eight without WNLI, else `macro over N tasks`, with their list."""
-    missing = set(GLUE_NINE) - set(tasks)
-    if missing <= {"wnli"}:
-        return "macro" if not missing else "macro without WNLI"
-    listed = ", ".join(TASKS[task].title for task in tasks)
-    return f"macro over {len(tasks)} task{'s' if len(tasks) != 1 else ''} ({listed})"
 
 
 def retention(
@@ -178,7 +122,7 @@ def retention(
     models = [teacher, student, *([majority] if majority else [])]
     drawn = _draw(models, resamples, seed)
 
-    def judged(tasks: tuple[str, ...], name: str) -> Retention:
+    def judged(tasks: tuple[str, ...]) -> Retention:
         points, samples = _means(drawn, tasks)
         floor, floors = (points[2], samples[2]) if majority else (None, None)
         kept = _ratio(points[1], points[0], samples[1], samples[0], f"the teacher's score is {points[0]:.4f}")
@@ -194,7 +138,7 @@ def retention(
             )
         p_value = (1 + int((samples[1] >= samples[0]).sum())) / (1 + resamples)
         seeds, note = _seeds(models[:2], tasks)
-        return Retention(tasks, name, points[1], points[0], floor, kept, gain, p_value, seeds, note)
+        return Retention(tasks, points[1], points[0], floor, kept, gain, p_value, seeds, note)
 
     return RetentionResult(*_everywhere(judged, tuple(drawn)))
 
@@ -206,14 +150,14 @@ def difference(a: ModelPredictions, b: ModelPredictions, *, resamples: int, seed
     """
     drawn = _draw([a, b], resamples, seed)
 
-    def judged(tasks: tuple[str, ...], name: str) -> Difference:
+    def judged(tasks: tuple[str, ...]) -> Difference:
         points, samples = _means(drawn, tasks)
         deltas = samples[0] - samples[1]
         interval = Interval(points[0] - points[1], *_limits(deltas))
         fewer = min(int((deltas >= 0).sum()), int((deltas <= 0).sum()))
         p_value = min(1.0, 2 * (1 + fewer) / (1 + resamples))
         seeds, note = _seeds([a, b], tasks)
-        return Difference(tasks, name, points[0], points[1], interval, p_value, seeds, note)
+        return Difference(tasks, points[0], points[1], interval, p_value, seeds, note)
 
     return DifferenceResult(*_everywhere(judged, tuple(drawn)))
 
@@ -260,12 +204,12 @@ def _means(drawn: Mapping[str, tuple[list[float], list]], tasks: Sequence[str]) 
 
 def _everywhere(judged, shared: tuple[str, ...]) -> tuple[dict, object, object]:
     """`judged` for each task, for the macro without WNLI and, where WNLI is there, for the macro with it."""
-    tasks = {task: judged((task,), TASKS[task].title) for task in shared}
+    tasks = {task: judged((task,)) for task in shared}
     eight, nine = (macro_tasks(shared, with_wnli=with_wnli) for with_wnli in (False, True))
     return (
         tasks,
-        judged(eight, macro_name(eight)) if eight else None,
-        judged(nine, macro_name(nine)) if "wnli" in nine else None,
+        judged(eight) if eight else None,
+        judged(nine) if "wnli" in nine else None,
     )
 
 
