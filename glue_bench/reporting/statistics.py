@@ -1,8 +1,9 @@
 """What a student keeps of its teacher, with honest uncertainty: retention, gain retained, differences, speed-up.
 
 Everything comes from kept predictions per example. Intervals are 95 % percentile intervals of a bootstrap that draws
-the examples of a task once for all models and seeds (they are paired) and the seeds of each model apart; examples,
-seeds and tasks are independent of each other. Points are means over seeds; medians stand in the score table.
+the examples of a task once for all models and seeds (they are paired) and the seeds of each model apart, tasks
+independently of each other, widened for few seeds (`_widening`); p-values are shares of the same widened resamples.
+Points are means over seeds; medians stand in the score table.
 """
 
 import statistics
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from glue_bench.learning.metrics import headline, score
 from glue_bench.records import Interval
@@ -123,22 +126,17 @@ def retention(
     drawn = _draw(models, resamples, seed)
 
     def judged(tasks: tuple[str, ...]) -> Retention:
-        points, samples = _means(drawn, tasks)
-        floor, floors = (points[2], samples[2]) if majority else (None, None)
-        kept = _ratio(points[1], points[0], samples[1], samples[0], f"the teacher's score is {points[0]:.4f}")
-        if floor is None:
-            gain = Interval(None, reason="there is no majority row")
-        else:
-            gain = _ratio(
-                points[1] - floor,
-                points[0] - floor,
-                samples[1] - floors,
-                samples[0] - floors,
-                f"the teacher's gain over the majority class is {points[0] - floor:.4f}",
-            )
-        p_value = (1 + int((samples[1] >= samples[0]).sum())) / (1 + resamples)
+        top, bottom, *floors = (_mean([drawn[task][i] for task in tasks]) for i in (1, 0, *range(2, len(models))))
+        kept = _ratio(top, bottom, None, f"the teacher's score is {bottom.point:.4f}")
+        gain = Interval(None, reason="there is no majority row")
+        for floor in floors:
+            what = f"the teacher's gain over the majority class is {bottom.point - floor.point:.4f}"
+            gain = _ratio(top, bottom, floor, what)
+        delta, deltas = _minus(top, bottom)
+        p_value = (1 + int((deltas >= 0).sum())) / (1 + resamples)
+        lowest = floors[0].point if floors else None
         seeds, note = _seeds(models[:2], tasks)
-        return Retention(tasks, points[1], points[0], floor, kept, gain, p_value, seeds, note)
+        return Retention(tasks, top.point, bottom.point, lowest, kept, gain, p_value, seeds, note)
 
     return RetentionResult(*_everywhere(judged, tuple(drawn)))
 
@@ -151,13 +149,13 @@ def difference(a: ModelPredictions, b: ModelPredictions, *, resamples: int, seed
     drawn = _draw([a, b], resamples, seed)
 
     def judged(tasks: tuple[str, ...]) -> Difference:
-        points, samples = _means(drawn, tasks)
-        deltas = samples[0] - samples[1]
-        interval = Interval(points[0] - points[1], *_limits(deltas))
+        first, second = (_mean([drawn[task][i] for task in tasks]) for i in (0, 1))
+        delta, deltas = _minus(first, second)
         fewer = min(int((deltas >= 0).sum()), int((deltas <= 0).sum()))
         p_value = min(1.0, 2 * (1 + fewer) / (1 + resamples))
         seeds, note = _seeds([a, b], tasks)
-        return Difference(tasks, points[0], points[1], interval, p_value, seeds, note)
+        interval = Interval(delta, *_limits(deltas))
+        return Difference(tasks, first.point, second.point, interval, p_value, seeds, note)
 
     return DifferenceResult(*_everywhere(judged, tuple(drawn)))
 
@@ -182,24 +180,62 @@ def ratio_interval(
     return Interval(value, *_limits(np.median(teacher[drawn], axis=1) / np.median(student[drawn], axis=1)))
 
 
-def _draw(models: Sequence[ModelPredictions], resamples: int, seed: int) -> dict[str, tuple[list[float], list]]:
-    """Task -> (each model's mean score over its seeds, each model's resampled scores)."""
+@dataclass(frozen=True)
+class _Drawn:
+    """A model's score on a task or a macro: the point, its resamples, and the seeds' part of its variance.
+
+    seed_variances: for each task the variance of the mean over seeds and its degrees of freedom, n - 1.
+    """
+
+    point: float
+    samples: np.ndarray
+    seed_variances: tuple[tuple[float, int], ...]
+
+
+def _draw(models: Sequence[ModelPredictions], resamples: int, seed: int) -> dict[str, list[_Drawn]]:
+    """Task -> each model's score on it."""
     shared = [task for task in TASKS if all(task in model.tasks for model in models)]
     if not shared:
         raise ValueError(f"{', '.join(model.name for model in models)} have no task in common")
     drawn = {}
     for task in shared:
         given = [model.tasks[task] for model in models]
-        points = [statistics.fmean(seed_scores(task, one)) for one in given]
-        drawn[task] = (points, resampled_scores(task, given, resamples, seed))
+        drawn[task] = []
+        for one, samples in zip(given, resampled_scores(task, given, resamples, seed), strict=True):
+            scores = seed_scores(task, one)
+            several = len(scores) > 1
+            spread = ((statistics.variance(scores) / len(scores), len(scores) - 1),) if several else ()
+            drawn[task].append(_Drawn(statistics.fmean(scores), samples, spread))
     return drawn
 
 
-def _means(drawn: Mapping[str, tuple[list[float], list]], tasks: Sequence[str]) -> tuple[list[float], list]:
-    """Points and resamples of each model, averaged over tasks."""
-    points = [statistics.fmean(values) for values in zip(*(drawn[task][0] for task in tasks), strict=True)]
-    samples = [sum(values) / len(tasks) for values in zip(*(drawn[task][1] for task in tasks), strict=True)]
-    return points, samples
+def _mean(parts: Sequence[_Drawn]) -> _Drawn:
+    """A model's plain mean over tasks."""
+    n = len(parts)
+    spread = tuple((variance / n**2, freedom) for part in parts for variance, freedom in part.seed_variances)
+    return _Drawn(statistics.fmean(part.point for part in parts), sum(part.samples for part in parts) / n, spread)
+
+
+def _minus(first: _Drawn, second: _Drawn) -> tuple[float, np.ndarray]:
+    """first - second and its resamples, widened."""
+    delta, deltas = first.point - second.point, first.samples - second.samples
+    widening = _widening(deltas, [*first.seed_variances, *second.seed_variances])
+    return delta, delta + widening * (deltas - delta)
+
+
+def _widening(samples: np.ndarray, seed_variances: Sequence[tuple[float, int]]) -> float:
+    """How much wider than the bootstrap's an interval must be, because few seeds tell little of their variance.
+
+    The quantile of Student's t over the normal one, with the degrees of freedom of the whole variance after Welch and
+    Satterthwaite: the examples' part counts as known. 1.0 for many seeds or where they hardly vary; with two seeds
+    that vary much up to 6.5.
+    """
+    uncertain = sum(variance**2 / freedom for variance, freedom in seed_variances)
+    if uncertain == 0:
+        return 1.0
+    known = sum(variance for variance, _ in seed_variances)
+    total = max(float(np.var(samples)), known)
+    return float(student_t.ppf(1 - TAIL, total**2 / uncertain) / norm.ppf(1 - TAIL))
 
 
 def _everywhere(judged, shared: tuple[str, ...]) -> tuple[dict, object, object]:
@@ -222,19 +258,26 @@ def _seeds(models: Sequence[ModelPredictions], tasks: Sequence[str]) -> tuple[in
     return fewest[1], f"one seed of {' and '.join(single)}: the interval leaves out the variance between seeds"
 
 
-def _ratio(top: float, bottom: float, tops: np.ndarray, bottoms: np.ndarray, what: str) -> Interval:
-    """top / bottom with its interval; undefined where the bottom is not above zero.
+def _ratio(top: _Drawn, bottom: _Drawn, floor: _Drawn | None, what: str) -> Interval:
+    """(top - floor) / (bottom - floor) with its interval; undefined where the bottom is not above zero.
 
     Resamples whose bottom is not above zero count to both tails; where they fill one, there is no interval.
     """
-    if bottom <= 0:
+    low, lows = (floor.point, floor.samples) if floor else (0.0, 0.0)
+    gap, gaps = bottom.point - low, bottom.samples - lows
+    if gap <= 0:
         return Interval(None, reason=f"undefined: {what}")
-    below = bottoms <= 0
+    value = (top.point - low) / gap
+    below = gaps <= 0
     if below.mean() >= TAIL:
-        return Interval(top / bottom, reason=f"no interval: {what}, not surely above zero")
+        return Interval(value, reason=f"no interval: {what}, not surely above zero")
+    # The ratio moves by (d top - value * d bottom) / gap: that line gives the part that few seeds leave uncertain.
+    linear = ((top.samples - lows) - value * gaps) / gap
+    seeds = [(variance / gap**2, freedom) for variance, freedom in top.seed_variances]
+    seeds += [(variance * (value / gap) ** 2, freedom) for variance, freedom in bottom.seed_variances]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = tops / bottoms
-    return Interval(top / bottom, *_limits(ratios, below))
+        ratios = (top.samples - lows) / gaps
+        return Interval(value, *_limits(value + _widening(linear, seeds) * (ratios - value), below))
 
 
 def _limits(values: np.ndarray, unbounded: np.ndarray | None = None) -> tuple[float, float]:

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from glue_bench.data.predictions import PREDICTIONS_FILE, read_predictions
 from glue_bench.errors import UserError
 from glue_bench.learning.metrics import checked_predictions
+from glue_bench.reporting.run_folder import Cell, load_run
+from glue_bench.reporting.scores import score_run
 from glue_bench.store import write_atomic
 from glue_bench.tasks import TASKS, Task
+from glue_bench.typed import near_miss
 
 # Rows of the official test sets.
 TEST_ROWS = {
@@ -41,6 +45,35 @@ class TestPredictions:
 
     idx: np.ndarray
     predictions: np.ndarray
+
+
+def submit(folder: Path, model: str) -> Path:
+    """Write submission-MODEL.zip into a run's folder: of each task the seed whose dev score is the median.
+
+    AX is predicted by the same MNLI run, under the split name of `stored_split`. Raises UserError where the model
+    is unknown, has not been fine-tuned or lacks a test set (all are named), and StepError for a damaged file.
+    """
+    run = load_run(folder)
+    if model not in run.roles:
+        raise UserError(f"--model {model}: no such row in {folder}{near_miss(model, tuple(run.roles))}")
+    spreads = score_run(run).headlines.get(model, {})
+    found, stored = {}, {}
+    for task, split in submission_files().values():
+        owner = TASKS[task].predicted_by or task
+        if owner not in spreads:
+            continue
+        if owner not in stored:
+            step = Cell(model, owner, spreads[owner].median_seed).step
+            stored[owner] = read_predictions(run.root / step / PREDICTIONS_FILE)
+        one = stored[owner].get(stored_split(task, split))
+        if one is not None:
+            found[task, split] = TestPredictions(one.idx, one.prediction)
+    return write_submission(found, folder / f"submission-{model}.zip")
+
+
+def stored_split(task: str, split: str) -> str:
+    """Name of a test split in predictions.parquet; AX, which MNLI's runs predict, stands there by its task's name."""
+    return task if TASKS[task].predicted_by else split
 
 
 def submission_files() -> dict[str, tuple[str, str]]:
