@@ -1,0 +1,276 @@
+"""Fine-tuning a classifier on one task, and predicting with it.
+
+The protocol of RECIPE.md section 4: AdamW with bias correction, linear warm-up and decay, clipped gradients, the last
+epoch. The gradient is that of the whole batch, however it is split; the seed alone decides order and dropout. The loop
+never waits for the device: losses stay there until the epoch ends.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+
+from glue_bench.data.batching import Batch, Encoded, gather, prediction_batches, training_batches
+from glue_bench.errors import StepError
+from glue_bench.learning.dropout import ATTENTION, MaskStream, cheap_dropout
+from glue_bench.learning.loop import autocast, dropout_seed
+from glue_bench.learning.models import forward_inputs
+from glue_bench.learning.narrowing import narrowed_vocabulary
+from glue_bench.machine import is_terminal
+from glue_bench.records import Training
+
+# Tokens with padding in one forward pass of prediction: enough to fill the device, little enough for its caches.
+PREDICTED_TOKENS = {"cpu": 2_048, "cuda": 65_536}
+WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}  # tensor cores want multiples of 8
+# Families that build their attention mask through transformers' masking_utils and take a finished one.
+TAKE_READY_MASK = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"})
+FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the fields are those of config.TaskTraining, with one seed, and the precision fp32 or bf16."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    seed: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """The teacher's logits (n, outputs) on the training set, their weight in the loss, and the temperature."""
+
+    logits: Tensor
+    weight: float
+    temperature: float
+
+
+def task_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, weight: float, temperature: float) -> Tensor:
+    """Sum over examples of (1 - w) hard + w soft; logits (n, outputs), labels (n,) integers, or real for regression.
+
+    hard: cross-entropy, or squared error with one output. soft, towards the teacher's logits (n, outputs):
+    T^2 KL(softmax(teacher / T) || softmax(logits / T)), or squared error. Without a teacher the hard part alone.
+    Source: Hinton et al. 2015, section 2; Sanh et al. 2019, section 3 ("two steps of distillation").
+    """
+    logits = logits.float()
+    regression = labels.is_floating_point()
+    hard = F.mse_loss(logits[:, 0], labels, reduction="sum") if regression else None
+    if hard is None:
+        hard = F.cross_entropy(logits, labels, reduction="sum")
+    if teacher is None:
+        return hard
+    if regression:
+        soft = F.mse_loss(logits, teacher, reduction="sum")
+    else:
+        student_log = F.log_softmax(logits / temperature, dim=-1)
+        teacher_log = F.log_softmax(teacher / temperature, dim=-1)
+        soft = temperature**2 * F.kl_div(student_log, teacher_log, log_target=True, reduction="sum")
+    return (1.0 - weight) * hard + weight * soft
+
+
+def train(
+    model: PreTrainedModel, encoded: Encoded, labels: np.ndarray, recipe: Recipe, soft: SoftTargets | None, name: str
+) -> Training:
+    """Fine-tune a model, which lies on its device in fp32, on n examples; it is left in eval mode.
+
+    labels (n,): int64 classes, or real numbers where the model has one output. `name` opens error messages.
+    Out of memory halves the micro-batch, keeping the batch, and a note says so.
+    Raises StepError where the loss is no finite number, or one example is too much for the memory.
+    """
+    device = model.device
+    started = time.perf_counter()
+    steps = -(-len(encoded) // recipe.batch_size) * recipe.epochs
+    losses = torch.zeros(steps, device=device)
+    stream = MaskStream(recipe.seed)
+    devices = [device] if device.type == "cuda" else []
+    model.train()
+    with (
+        torch.random.fork_rng(devices=devices),
+        narrowed_vocabulary(model, encoded.to(device), wanted=recipe.weight_decay == 0.0) as known,
+        cheap_dropout(model, stream),
+        tqdm(total=steps, unit="step", leave=False, disable=not is_terminal(), desc=name) as bar,
+    ):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(_groups(trained, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+        schedule = get_linear_schedule_with_warmup(optimiser, math.ceil(recipe.warmup * steps), steps)
+        batches = _Batches(model, known, _targets(labels, device), soft, recipe, stream)
+        step = 0
+        for epoch in range(recipe.epochs):
+            for batch in training_batches(known, recipe.batch_size, seed=recipe.seed, epoch=epoch):
+                losses[step] = batches.add_gradients(batch, step, name)
+                torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+                optimiser.step()
+                optimiser.zero_grad()
+                schedule.step()
+                step += 1
+                bar.update()
+            _refuse_nan(losses[:step], steps, name)
+    model.eval()
+    return Training(
+        steps=steps,
+        examples=len(encoded) * recipe.epochs,
+        tokens=encoded.tokens * recipe.epochs,
+        seconds=round(time.perf_counter() - started, 3),
+        first_loss=float(losses[0]),
+        last_loss=float(losses[-1]),
+        truncated=encoded.truncated,
+        micro_batch_size=batches.micro_batch_size,
+        notes=tuple(batches.notes),
+    )
+
+
+@torch.inference_mode()
+def predict(model: PreTrainedModel, encoded: Encoded, precision: str) -> np.ndarray:
+    """Logits (n, outputs) float32 of n examples, in their order. Out of memory halves the batches."""
+    device = model.device
+    known, forward = encoded.to(device), Forward(model)
+    logits = torch.empty(len(encoded), model.config.num_labels, device=device)
+    tokens = PREDICTED_TOKENS[device.type]
+    batches = prediction_batches(known, tokens)
+    model.eval()
+    with autocast(device, precision):
+        while batches:
+            try:
+                logits[batches[0].rows] = forward(known, batches[0]).float()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(batches[0].index) == 1:
+                    raise
+                batches[:1] = batches[0].pieces(-(-len(batches[0].index) // 2))
+            else:
+                del batches[0]
+    return logits.cpu().numpy()
+
+
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """max_length, or what the model's positions and its tokenizer allow where that is less.
+
+    Families of the RoBERTa kind count positions from the padding's number plus one.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    if model.config.model_type in FROM_PADDING:
+        positions -= tokenizer.pad_token_id + 1
+    return min(max_length, positions, tokenizer.model_max_length)
+
+
+class Forward:
+    """A model's forward pass on a batch, with only the inputs that it takes."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        names = dict.fromkeys(("input_ids", "token_type_ids", "attention_mask"), torch.empty(0))
+        self.taken = frozenset(forward_inputs(model, names))
+        self.multiple = WIDTH_MULTIPLE[model.device.type]
+        # A finished mask spares a look at its values, for which a GPU would have to be waited for.
+        sdpa = model.config._attn_implementation in ("sdpa", ATTENTION)
+        self.ready_mask = sdpa and model.config.model_type in TAKE_READY_MASK
+
+    def __call__(self, encoded: Encoded, batch: Batch) -> Tensor:
+        """Logits (examples, outputs)."""
+        inputs = {name: one for name, one in gather(encoded, batch, self.multiple).items() if name in self.taken}
+        if (mask := inputs.get("attention_mask")) is not None:
+            inputs["attention_mask"] = mask[:, None, None, :] if self.ready_mask else mask.long()
+        return self.model(**inputs).logits
+
+
+class _Batches:
+    """Adds the gradients of whole batches, in as many micro-batches as the memory asks for."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoded: Encoded,
+        targets: Tensor,
+        soft: SoftTargets | None,
+        recipe: Recipe,
+        stream: MaskStream,
+    ) -> None:
+        self.model, self.encoded, self.targets, self.soft, self.recipe = model, encoded, targets, soft, recipe
+        self.forward, self.stream = Forward(model), stream
+        self.micro_batch_size = recipe.batch_size
+        self.notes: list[str] = []
+
+    def add_gradients(self, batch: Batch, step: int, name: str) -> Tensor:
+        """Add the gradient of the mean loss of a batch; returns that loss, detached. Raises StepError."""
+        while True:
+            try:
+                return self._add(batch, step)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if self.micro_batch_size == 1:
+                raise StepError(
+                    f"{name}: out of memory with one example at a time; lower max_length, or use a smaller model"
+                )
+            self._halve(step)
+
+    def _add(self, batch: Batch, step: int) -> Tensor:
+        total = torch.zeros((), device=self.targets.device)
+        for number, piece in enumerate(batch.pieces(self.micro_batch_size)):
+            key = dropout_seed(self.recipe.seed, step, number)
+            torch.manual_seed(key)
+            self.stream.restart(key)
+            with autocast(self.targets.device, self.recipe.precision):
+                logits = self.forward(self.encoded, piece)
+            loss = self._loss(logits, piece) / len(batch.index)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, logits: Tensor, piece: Batch) -> Tensor:
+        labels = self.targets[piece.rows]
+        if self.soft is None:
+            return task_loss(logits, labels, None, weight=0.0, temperature=1.0)
+        teacher = self.soft.logits[piece.rows]
+        return task_loss(logits, labels, teacher, weight=self.soft.weight, temperature=self.soft.temperature)
+
+    def _halve(self, step: int) -> None:
+        self.model.zero_grad()
+        if self.targets.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro_batch_size = -(-self.micro_batch_size // 2)
+        self.notes.append(
+            f"out of memory at step {step + 1}: from there in micro-batches of {self.micro_batch_size}, "
+            f"the batch stays {self.recipe.batch_size}"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error is the device's memory running out, or the machine's."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _targets(labels: np.ndarray, device: torch.device) -> Tensor:
+    """Labels on the device: int64 classes, or fp32 numbers."""
+    values = torch.tensor(labels)  # a copy: arrays read from Parquet are read-only
+    return (values.float() if values.is_floating_point() else values.long()).to(device)
+
+
+def _groups(trained: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases and norms without, as in Devlin et al. 2019."""
+    if weight_decay == 0.0:
+        return [{"params": trained, "weight_decay": 0.0}]
+    matrices = [one for one in trained if one.ndim > 1]
+    vectors = [one for one in trained if one.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _refuse_nan(losses: Tensor, steps: int, name: str) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise StepError(
+            f"{name}: the loss is {float(losses[step])} at step {step + 1} of {steps}; "
+            "lower learning_rate, raise warmup, or use precision fp32"
+        )
