@@ -1,29 +1,26 @@
 """Text made into token sequences once, kept in a memory-mapped cache that runs share.
 
-The cache is keyed by the text's identity, the tokenizer's content and the settings. Paragraphs are tokenised a block at a
-time by all cores and appended to a file, so memory stays flat for text of any size; a second pass cuts that stream into
-sequences. Its manifest holds sizes and hashes: a damaged cache is noticed and made anew.
+The cache is keyed by the text's identity, the tokenizer's content and the settings. Its manifest holds sizes and
+hashes, looked at whenever it is opened: a damaged cache is made anew.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glue_bench.data.text import END, hub_commit, read_paragraphs
-from glue_bench.errors import UserError
+from glue_bench.data.text import hub_commit
+from glue_bench.data.tokenising import rust_tokenizer, write_sequences
+from glue_bench.errors import StepError, UserError
 from glue_bench.inputs import Input
-from glue_bench.store import atomic_folder, lock, sha256_file, write_atomic
+from glue_bench.store import Store, atomic_folder, lock, sha256_file, write_atomic
 
+STEP = "prepare/corpus"
 FORMAT = 1  # raised when the cache's content would differ for the same key
-BLOCK_CHARACTERS = 1 << 20  # of text tokenised at once: more gains nothing and costs 60 bytes of memory per character
-CHUNK_TOKENS = 1 << 22  # of the second pass
-SHORTEST = 12  # tokens of a sequence; shorter ones and half-unknown ones are dropped (the authors' code)
-LONGEST_UNKNOWN = 0.5
 POOL_BATCHES = 50  # by_length: batches sorted by length together; sorting more would make the order less random
 KEYED = ("batches", "heldout_fraction", "sequence_length")
 LOCK_WAIT_S = 24 * 3600.0
@@ -64,33 +61,30 @@ class Corpus:
     manifest: Mapping[str, Any]
 
     def epoch_batches(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
-        """Sequence numbers of an epoch's batches, (batches, batch_size), by (seed, epoch) alone; what fills no batch is left out.
+        """Sequence numbers of an epoch's batches, (batches, batch_size), by (seed, epoch) alone.
 
-        Packed sequences are drawn at random. With by_length those of similar length come together: random pools of
-        POOL_BATCHES batches are sorted by length, cut into batches, and the batches shuffled. Raises UserError where
-        the text is too short for one batch.
+        What fills no batch is left out, another part each epoch. Packed sequences are drawn at random.
+        With by_length those of similar length come together: random pools of POOL_BATCHES batches are sorted by length,
+        cut into batches, and the batches shuffled. Raises UserError where the text is too short for one batch.
         """
         batches = len(self.train) // batch_size
+        settings = self.manifest["settings"]
         if not batches:
             raise UserError(
-                f"the corpus gives {len(self.train)} sequences of {self.manifest['settings']['sequence_length']} tokens, "
+                f"the corpus gives {len(self.train)} sequences of {settings['sequence_length']} tokens, "
                 f"too few for one batch of {batch_size}; use more text or a smaller batch_size"
             )
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(self.train))[: batches * batch_size]
-        if self.manifest["settings"]["batches"] == "packed":
+        if settings["batches"] == "packed":
             return order.reshape(batches, batch_size)
-        lengths = np.diff(self.offsets_of_train())
+        lengths = np.diff(self.train.offsets)
         pool = POOL_BATCHES * batch_size
         sorted_pools = [
             part[np.argsort(lengths[part], kind="stable")]
             for part in (order[start : start + pool] for start in range(0, len(order), pool))
         ]
         return random.permutation(np.concatenate(sorted_pools).reshape(batches, batch_size))
-
-    def offsets_of_train(self) -> np.ndarray:
-        """Offsets of the training sequences, in memory."""
-        return np.asarray(self.train.offsets)
 
 
 def cache_key(settings: Mapping[str, Any], inputs: Mapping[str, Input], tokenizer: Any) -> str:
@@ -116,7 +110,11 @@ def build_corpus(
         except DamagedCache:
             pass
         with atomic_folder(folder) as temporary:
-            manifest = {"key": key, "settings": dict(settings), **_write(temporary, settings, inputs, tokenizer)}
+            manifest = {
+                "key": key,
+                "settings": dict(settings),
+                **write_sequences(temporary, settings, inputs, tokenizer),
+            }
             manifest["texts"] = {name: one.identity for name, one in inputs.items()}
             manifest["files"] = {
                 path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -124,6 +122,46 @@ def build_corpus(
             }
             write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return open_corpus(cache, key).manifest
+
+
+def record_corpus(
+    store: Store, settings: Mapping[str, Any], inputs: Mapping[str, Input], tokenizer: Any, tokenizer_step: str
+) -> dict[str, Any]:
+    """build_corpus into the store's cache, and corpus.json in the step's folder; returns the step's result."""
+    manifest = build_corpus(store.cache / "corpus", settings, inputs, tokenizer)
+    result = {name: manifest[name] for name in ("key", "documents", "train", "heldout", "texts")}
+    rebuilt_from = {
+        "settings": dict(settings),
+        "inputs": {name: asdict(one) for name, one in inputs.items()},
+        "tokenizer": tokenizer_step,
+    }
+    text = json.dumps(result | rebuilt_from, indent=1, sort_keys=True) + "\n"
+    write_atomic(store.folder(STEP) / "corpus.json", text)
+    return result
+
+
+def corpus_of(store: Store, load_tokenizer: Callable[[Path], Any]) -> Corpus:
+    """The corpus that the step prepare/corpus made; tokenised anew where the cache was lost or damaged since.
+
+    Raises StepError where that is not possible: the text is no longer there, or no longer the same.
+    """
+    path = store.folder(STEP) / "corpus.json"
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        key, inputs = made["key"], {name: Input(**one) for name, one in made["inputs"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StepError(f"{path}: missing or unreadable; run prepare again") from None
+    cache = store.cache / "corpus"
+    try:
+        return open_corpus(cache, key)
+    except DamagedCache as damage:
+        for one in inputs.values():
+            if one.identity.startswith("sha256:") and f"sha256:{_hash(one.location)}" != one.identity:
+                raise StepError(f"{damage}, and {one.location} is not the text it was; run prepare again") from None
+        tokenizer = load_tokenizer(store.folder(made["tokenizer"]) / "model")
+        if build_corpus(cache, made["settings"], inputs, tokenizer)["key"] != key:
+            raise StepError(f"{damage}, and the tokenizer is not what it was; run prepare again") from None
+        return open_corpus(cache, key)
 
 
 def open_corpus(cache: Path, key: str) -> Corpus:
@@ -149,7 +187,11 @@ def open_corpus(cache: Path, key: str) -> Corpus:
 
 def tokenizer_content(tokenizer: Any) -> str:
     """What a tokenizer does to text, as a hash: its rules and vocabulary without truncation and padding."""
-    return hashlib.sha256(_backend(tokenizer).to_str().encode()).hexdigest()
+    return hashlib.sha256(rust_tokenizer(tokenizer).to_str().encode()).hexdigest()
+
+
+def _hash(location: str) -> str:
+    return sha256_file(Path(location)) if Path(location).is_file() else "missing"
 
 
 def _identity(source: Input, settings: Mapping[str, Any]) -> list[Any]:
@@ -163,144 +205,3 @@ def _resolved(source: Input) -> Input:
         return source
     location = f"{source.location.partition('@')[0]}@{hub_commit(source.location)}"
     return Input(location, location)
-
-
-def _backend(tokenizer: Any) -> Any:
-    """A copy of the tokenizer's Rust side that neither cuts nor pads: a saved tokenizer.json may ask for both."""
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _write(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Input], tokenizer: Any) -> dict[str, Any]:
-    """Tokenise into `stream` files, cut these into sequences, remove them; returns the manifest's counts."""
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    backend = _backend(tokenizer)
-    separator = tokenizer.sep_token_id if settings["batches"] == "packed" else None
-    texts = [one for name, one in inputs.items() if name.startswith("text-")]
-    ends = _tokenise(folder / "stream", texts, settings, backend, dtype, separator)
-    boundary, documents = int(ends[-1]), len(ends)
-    stream = np.memmap(folder / "stream", dtype=dtype, mode="r")
-    if "heldout" in inputs:
-        heldout_ends = _tokenise(folder / "heldout", [inputs["heldout"]], settings, backend, dtype, separator)
-        heldout_stream = np.memmap(folder / "heldout", dtype=dtype, mode="r")
-    else:
-        boundary = _heldout_start(ends, settings["heldout_fraction"])
-        heldout_ends = np.append(ends[ends > boundary], []).astype(np.int64) - boundary
-        heldout_stream = stream[boundary:]
-        ends = np.append(ends[ends < boundary], boundary)
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
-    result: dict[str, Any] = {"dtype": dtype.name, "documents": documents}
-    result["train"] = _cut(folder, "train", stream[:boundary], ends, settings, tokenizer, counts)
-    result["heldout"] = _cut(folder, "heldout", heldout_stream, heldout_ends, settings, tokenizer, None)
-    counts.tofile(folder / "counts.bin")
-    for name in ("stream", "heldout"):
-        (folder / name).unlink(missing_ok=True)
-    return result
-
-
-def _tokenise(
-    path: Path, texts: list[Input], settings: Mapping[str, Any], backend: Any, dtype: np.dtype, separator: int | None
-) -> np.ndarray:
-    """Append the tokens of all documents to a file, each followed by the separator; returns their ends (documents,)."""
-    ends: list[np.ndarray] = []
-    written = in_document = 0
-    with path.open("wb") as file:
-        for block in _blocks(paragraph for one in texts for paragraph in read_paragraphs(one.location, settings)):
-            encodings = iter(backend.encode_batch_fast([p for p in block if p], add_special_tokens=False))
-            tokens: list[int] = []
-            ends_here: list[int] = []
-            for paragraph in block:
-                if paragraph:
-                    ids = next(encodings).ids
-                    tokens += ids
-                    in_document += len(ids)
-                elif in_document:
-                    tokens += [separator] if separator is not None else []
-                    ends_here.append(written + len(tokens))
-                    in_document = 0
-            np.asarray(tokens, dtype=dtype).tofile(file)
-            written += len(tokens)
-            ends.append(np.asarray(ends_here, dtype=np.int64))
-    if not written:
-        where = ", ".join(one.location for one in texts)
-        raise UserError(f"corpus.text: {where}: holds no text; give a file with a paragraph a line")
-    return np.concatenate(ends)
-
-
-def _blocks(paragraphs: Iterator[str]) -> Iterator[list[str]]:
-    """Paragraphs in lists of about BLOCK_CHARACTERS characters."""
-    block: list[str] = []
-    size = 0
-    for paragraph in paragraphs:
-        block.append(paragraph)
-        size += len(paragraph) + 1
-        if size >= BLOCK_CHARACTERS:
-            yield block
-            block, size = [], 0
-    yield block
-
-
-def _heldout_start(ends: np.ndarray, fraction: float) -> int:
-    """Where the held-out last part of the stream starts: at the document nearest to its share of the tokens.
-
-    Few long documents may have no start near by (within half of the share); then the cut goes through one of them.
-    """
-    total = int(ends[-1])
-    wanted = int(total * (1 - fraction))
-    nearest = int(ends[np.argmin(np.abs(ends - wanted))])
-    return nearest if abs(nearest - wanted) <= (total - wanted) / 2 else wanted
-
-
-def _cut(
-    folder: Path,
-    part: str,
-    stream: np.ndarray,
-    ends: np.ndarray,
-    settings: Mapping[str, Any],
-    tokenizer: Any,
-    counts: np.ndarray | None,
-) -> dict[str, int]:
-    """Cut a stream into sequences [CLS] ... [SEP] and write them; adds to `counts`. Raises UserError where none is left."""
-    room = settings["sequence_length"] - 2
-    if settings["batches"] == "packed":
-        edges = np.arange(len(stream) // room + 1, dtype=np.int64) * room
-    else:
-        starts = np.concatenate([[0], ends[:-1]])
-        pieces = [np.arange(start, end, room, dtype=np.int64) for start, end in zip(starts, ends, strict=True)]
-        edges = np.concatenate([*pieces, ends[-1:]])
-    shortest = SHORTEST if settings["batches"] == "by_length" else 0  # packed ones are all of the length asked for
-    sequences = tokens = dropped = unknown = 0
-    per_chunk = max(1, CHUNK_TOKENS // (room + 2))
-    with (folder / f"{part}.tokens.bin").open("wb") as file, (folder / f"{part}.offsets.bin").open("wb") as offsets:
-        np.zeros(1, dtype=np.int64).tofile(offsets)
-        for first in range(0, len(edges) - 1, per_chunk):
-            here = edges[first : first + per_chunk + 1]
-            inner = np.asarray(stream[here[0] : here[-1]])
-            is_unknown = inner == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)
-            lengths = np.diff(here)
-            unknowns = np.add.reduceat(is_unknown, here[:-1] - here[0], dtype=np.int64)
-            keep = (lengths + 2 >= shortest) & (unknowns < LONGEST_UNKNOWN * (lengths + 2))
-            inner, lengths = inner[np.repeat(keep, lengths)], lengths[keep] + 2
-            sequence_ends = np.cumsum(lengths)
-            whole = np.empty(lengths.sum(), dtype=stream.dtype)
-            whole[sequence_ends - 1], whole[sequence_ends - lengths] = tokenizer.sep_token_id, tokenizer.cls_token_id
-            ordinary = np.ones(len(whole), dtype=bool)
-            ordinary[sequence_ends - 1] = ordinary[sequence_ends - lengths] = False
-            whole[ordinary] = inner
-            whole.tofile(file)
-            (tokens + sequence_ends).astype(np.int64).tofile(offsets)
-            if counts is not None:
-                counts += np.bincount(whole, minlength=len(counts))
-            sequences, tokens = sequences + len(lengths), tokens + len(whole)
-            dropped, unknown = dropped + int((~keep).sum()), unknown + int(unknowns[keep].sum())
-    if not sequences:
-        remedy = "use more text or a shorter sequence_length"
-        raise UserError(
-            f"corpus.text: the {part} text of {len(stream):,} tokens gives no sequence of {room + 2} tokens "
-            f"({dropped} dropped as too short or half unknown); {remedy}"
-        )
-    return {"sequences": sequences, "tokens": tokens, "dropped": dropped, "unknown": unknown}

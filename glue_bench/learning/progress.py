@@ -1,0 +1,69 @@
+"""The progress line of a training, on stderr and only at a terminal: tokens, speed, loss terms, time left."""
+
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from glue_bench.machine import is_terminal
+
+RATE_SIZE = 1024  # of the product that measures a device's matrix rate: 2 GFLOP
+SHOWN = ("loss", "soft", "mlm", "cosine")
+
+
+class Progress:
+    """A tqdm bar over optimiser steps, or nothing where no one looks."""
+
+    def __init__(self, steps: int, done: int, wanted: bool) -> None:
+        self.bar = tqdm(total=steps, initial=done, unit="step", leave=False) if wanted and is_terminal() else None
+        self.flops = self.seconds = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, step: int, row: dict[str, float], flops: float) -> None:
+        """Move to a step; row has the columns of training.csv, flops those computed so far."""
+        if self.bar is None:
+            return
+        shown = {name: f"{row[name]:.3f}" for name in SHOWN if name == "loss" or row[name]}
+        speed = {"tokens": f"{row['tokens']:.3g}", "tokens/s": f"{row['tokens_per_second']:,.0f}"}
+        rate = {"TFLOP/s": f"{flops / max(row['seconds'], 1e-9) / 1e12:.3f}"}
+        self.bar.set_postfix(shown | speed | rate, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of a large matrix product, the best of five: what the device can do."""
+    import time
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = RATE_SIZE * (8 if device.type == "cuda" else 1)
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        product = left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+        del product
+    return 2.0 * size**3 / best
+
+
+def encoder_flops(model: torch.nn.Module, tokens: int, length: int) -> float:
+    """Operations of one forward pass of an encoder over `tokens` tokens in sequences of `length`, without its head."""
+    base = model.base_model
+    linear = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
+    config = model.config
+    layers, width = config.num_hidden_layers, config.hidden_size
+    return tokens * (2.0 * linear + 4.0 * layers * length * width)
+
+
+def head_flops(model: torch.nn.Module, rows: int) -> float:
+    """Operations of one forward pass of an MLM head over `rows` positions."""
+    width, vocabulary = model.config.hidden_size, model.config.vocab_size
+    return rows * 2.0 * (width * vocabulary + width * width)
