@@ -1,0 +1,89 @@
+"""Size and speed of every row against the teacher's: percentiles and speed-ups derived from raw timings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from glue_bench.records import Interval, Timing
+from glue_bench.reporting.run_folder import RunFolder, network_of
+from glue_bench.reporting.statistics import ratio_interval
+
+COLUMNS = (
+    "model", "device", "backend", "precision", "scenario", "batch_size", "examples", "mean_ms", "p50_ms", "p90_ms",
+    "p99_ms", "examples_per_second", "speedup", "speedup_low", "speedup_high", "peak_memory_mb", "device_memory_mb",
+)  # fmt: skip
+PAPER_SCENARIO = {"scenario": "stsb-pass", "batch_size": 1, "precision": "fp32", "backend": "eager"}
+WHOLE_PASS = "stsb-pass"  # its samples are passes, not batches
+
+
+def efficiency_rows(run: RunFolder) -> list[dict[str, Any]]:
+    """One row per timing, skipped ones too (with the reason under `skipped`, which the CSV does not have)."""
+    teacher = {_conditions(one): one for one in run.timings if one.model == run.config.teacher.name}
+    return [_row(run, one, teacher.get(_conditions(one))) for one in run.timings]
+
+
+def speedups(run: RunFolder, rows: list[dict[str, Any]], model: str) -> dict[str, Interval]:
+    """Device -> speed-up in the paper's scenario (STS-B dev pass, batch 1, fp32, eager) of a model's network."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        wanted = PAPER_SCENARIO | {"device": device, "model": network_of(run.config, model)}
+        row = next((one for one in rows if all(one[key] == value for key, value in wanted.items())), None)
+        if row is None:
+            found[device] = Interval(None, reason=_why_not_timed(run, device))
+        elif row["speedup"] is None:
+            found[device] = Interval(None, reason=row["skipped"] or "the teacher was not timed in this scenario")
+        else:
+            found[device] = Interval(row["speedup"], row["speedup_low"], row["speedup_high"])
+    return found
+
+
+def _why_not_timed(run: RunFolder, device: str) -> str:
+    if f"benchmark/{device}" in run.records:
+        return "the scenario stsb-pass in fp32 is not among the benchmark's settings"
+    return "no CUDA device" if device == "cuda" else "benchmark was not run"
+
+
+def _conditions(one: Timing) -> tuple[Any, ...]:
+    return (one.device, one.device_name, one.backend, one.precision, one.scenario, one.batch_size, one.examples)
+
+
+def _row(run: RunFolder, one: Timing, teacher: Timing | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {name: getattr(one, name) for name in COLUMNS[:7]}
+    row |= {"peak_memory_mb": one.peak_memory_mb, "device_memory_mb": one.device_memory_mb}
+    row |= {
+        "skipped": one.skipped,
+        "bytes_on_disk": one.bytes_on_disk,
+        "largest_logit_difference": one.largest_logit_difference,
+        "passes": len(one.pass_s),
+        "threads": one.threads,
+    }
+    if one.skipped or not one.samples_s:
+        return row | {"skipped": one.skipped or "no samples"}
+    row |= latencies(one)
+    if teacher is not None and not teacher.skipped and len(teacher.pass_s) == len(one.pass_s) and one.pass_s:
+        speedup = speedup_of(run, teacher, one)
+        row |= {"speedup": speedup.value, "speedup_low": speedup.low, "speedup_high": speedup.high}
+    return row
+
+
+def latencies(one: Timing) -> Mapping[str, float]:
+    """Mean and percentiles in milliseconds per call, and examples per second over all passes."""
+    samples_ms = 1000 * np.asarray(one.samples_s, dtype=float)
+    p50, p90, p99 = np.percentile(samples_ms, (50, 90, 99))
+    return {
+        "mean_ms": float(samples_ms.mean()),
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "examples_per_second": one.examples * len(one.pass_s) / float(np.sum(one.pass_s)),
+    }
+
+
+def speedup_of(run: RunFolder, teacher: Timing, student: Timing) -> Interval:
+    """Teacher time / student time from the passes that were partners in the interleaved measurement."""
+    if teacher.model == student.model:
+        return Interval(1.0, 1.0, 1.0)
+    settings = run.config.report
+    return ratio_interval(teacher.pass_s, student.pass_s, resamples=settings.resamples, seed=settings.seed)

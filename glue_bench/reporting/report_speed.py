@@ -1,0 +1,112 @@
+"""The report's sections on size and speed: the paper's scenario, every timing, and why a row was not timed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from glue_bench.records import Interval
+from glue_bench.reporting.analysis import Analysis
+from glue_bench.reporting.published_numbers import SIZE_REDUCTION, SPEEDUP, STSB_PASS_SECONDS
+from glue_bench.reporting.tables import DASH, markdown_table, markdown_text, number, percent, times_interval
+
+MEGA = 1e6
+
+
+def size_section(analysis: Analysis) -> str:
+    """Parameters and bytes of every row, and its speed-up in the paper's scenario."""
+    run = analysis.run
+    rows = []
+    for model in analysis.fine_tuned:
+        size, speedup = run.sizes.get(model), analysis.speedups[model]
+        reduction = analysis.size_reduction(model)
+        rows.append(
+            [
+                markdown_text(model),
+                number(size.encoder / MEGA if size else None),
+                number(size.without_embeddings / MEGA if size else None),
+                number(size.bytes / MEGA if size else None, 1),
+                DASH if model == analysis.teacher else percent(reduction),
+                *(DASH if model == analysis.teacher else times_interval(speedup[one]) for one in ("cpu", "cuda")),
+            ]
+        )
+    headers = [
+        "model", "encoder, M", "without embeddings, M", "fp32 file, MB", "smaller by %", "speed-up CPU [95 %]",
+        "speed-up CUDA [95 %]",
+    ]  # fmt: skip
+    text = (
+        "Parameters of the bare encoder in millions. Speed-up is the teacher's time over the row's on the same inputs, "
+        "measured interleaved: a pass over STS-B dev pairs, batch 1, fp32, eager. The paper: DistilBERT is "
+        f"{percent(SIZE_REDUCTION)} % smaller than BERT-base and {SPEEDUP:.2f}x as fast "
+        f"({STSB_PASS_SECONDS['DistilBERT']:.0f} s against {STSB_PASS_SECONDS['BERT-base']:.0f} s on a Xeon E5).\n\n"
+    )
+    return text + markdown_table(headers, rows) + _reasons(analysis)
+
+
+def timing_section(analysis: Analysis) -> str:
+    """Every timing with its percentiles and memory."""
+    timed = [row for row in analysis.efficiency if not row["skipped"]]
+    if not timed:
+        return ""
+    headers = [
+        "model", "device", "backend", "precision", "scenario", "batch", "mean ms", "p50", "p90", "p99", "examples/s",
+        "speed-up [95 %]", "memory MB", "device MB",
+    ]  # fmt: skip
+    rows = [_timing(row) for row in timed]
+    text = (
+        "A call is one batch, or one whole pass for stsb-pass; speed-up is against the teacher on the same device, "
+        "backend, precision, scenario and batch size.\n\n"
+    )
+    return text + markdown_table(headers, rows, left=5) + _exported(timed)
+
+
+def skipped_rows(analysis: Analysis) -> Iterator[str]:
+    """One line per device, backend and precision that was not timed, with its reason and the models it concerns."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in analysis.efficiency:
+        if row["skipped"]:
+            key = (row["device"], row["backend"], row["precision"], row["skipped"])
+            if row["model"] not in found.setdefault(key, []):
+                found[key].append(row["model"])
+    for (device, backend, precision, why), models in found.items():
+        yield f"{device} {backend} {precision} ({', '.join(models)}): {why}"
+
+
+def _timing(row: dict[str, Any]) -> list[str]:
+    speedup = Interval(row["speedup"], row["speedup_low"], row["speedup_high"])
+    digits = 2 if row["mean_ms"] < 1000 else 0
+    return [
+        markdown_text(row["model"]),
+        *(markdown_text(row[name]) for name in ("device", "backend", "precision", "scenario")),
+        str(row["batch_size"]),
+        *(number(row[name], digits) for name in ("mean_ms", "p50_ms", "p90_ms", "p99_ms")),
+        number(row["examples_per_second"], 1),
+        times_interval(speedup),
+        number(row["peak_memory_mb"], 0),
+        number(row["device_memory_mb"], 0),
+    ]
+
+
+def _exported(timed: list[dict[str, Any]]) -> str:
+    """Bytes on disk and agreement with the original, for every exported or reduced form."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for row in timed:
+        if (row["backend"], row["precision"]) == ("eager", "fp32"):
+            continue
+        key = (row["model"], row["device"], row["backend"], row["precision"])
+        size = None if row["bytes_on_disk"] is None else row["bytes_on_disk"] / MEGA
+        gap = row["largest_logit_difference"]
+        rows[key] = [*map(markdown_text, key), number(size, 1), DASH if gap is None else f"{gap:.2g}"]
+    headers = ["model", "device", "backend", "precision", "on disk, MB", "largest logit difference to eager fp32"]
+    table = markdown_table(headers, rows.values(), left=4)
+    return f"\n{table}" if table else ""
+
+
+def _reasons(analysis: Analysis) -> str:
+    lines: dict[str, None] = {}
+    for model in analysis.fine_tuned:
+        for device in ("cpu", "cuda"):
+            if reason := analysis.speedups[model][device].reason:
+                lines[f"- {DASH} speed-up {device.upper()}: {markdown_text(reason)}"] = None
+        if model not in analysis.run.sizes:
+            lines[f"- {DASH} size of {markdown_text(model)}: not measured"] = None
+    lines |= {f"- {DASH} not timed: {markdown_text(line)}": None for line in skipped_rows(analysis)}
+    return "\n" + "\n".join(lines) + "\n" if lines else ""

@@ -1,0 +1,204 @@
+"""A run's folder as the report sees it: config.json, the steps' records and files, and what is missing.
+
+Everything that is reported comes from here, for a run in results/ and for a published one alike. Steps are looked up
+by the names that the config gives them, so what an older config left in the folder is never reported.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from glue_bench.config import Config, config_from, distill_settings, task_settings
+from glue_bench.data.glue import data_completeness
+from glue_bench.errors import UserError
+from glue_bench.plan import model_names, roles, weights_step
+from glue_bench.records import Size, Timing, from_json
+from glue_bench.store import read_record
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning of the grid: a model on a task with a seed."""
+
+    model: str
+    task: str
+    seed: int
+
+    @property
+    def step(self) -> str:
+        """Name of its step."""
+        return f"finetune/{self.model}/{self.task}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The stored run; `records` holds the readable records of the steps that the config asks for."""
+
+    root: Path
+    name: str
+    config: Config
+    records: Mapping[str, Mapping[str, Any]]
+    missing: tuple[str, ...]
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The grid of fine-tunings that the config asks for."""
+        return tuple(grid(self.config))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step that the config asks for has a record."""
+        return not self.missing
+
+    def result(self, step: str) -> Mapping[str, Any]:
+        """What a step returned; empty where it has no record."""
+        return self.records[step]["result"] if step in self.records else {}
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Model -> teacher, as-released, student or majority, in the order of the tables."""
+        return roles(self.config)
+
+    @cached_property
+    def sizes(self) -> dict[str, Size]:
+        """Model -> size, for rows that share a network with another row too."""
+        stored = self.result("benchmark/size").get("sizes", {})
+        owners = {model: network_of(self.config, model) for model in self.roles if model != "majority"}
+        return {model: from_json(Size, stored[owner]) for model, owner in owners.items() if owner in stored}
+
+    @cached_property
+    def timings(self) -> tuple[Timing, ...]:
+        """All timings of all devices."""
+        steps = [step for step in self.records if step.startswith("benchmark/") and step != "benchmark/size"]
+        return tuple(from_json(Timing, one) for step in steps for one in self.result(step).get("timings", ()))
+
+    @cached_property
+    def rows_used(self) -> dict[str, dict[str, int]]:
+        """Task -> split -> rows that were read, from the prepare steps."""
+        used = {task: self.result(f"prepare/glue/{task}").get("rows", {}) for task in self.config.data.tasks}
+        return {task: dict(rows) for task, rows in used.items() if rows}
+
+    def data_of(self, task: str) -> str:
+        """What one task stands on: embedded, subset or full (every official row of training and dev sets)."""
+        return data_completeness(self.config.data.glue, {task: self.rows_used.get(task, {})})
+
+    @property
+    def data(self) -> str:
+        """What the run stands on: embedded, full where all its tasks are, else subset."""
+        rows = {task: self.rows_used.get(task, {}) for task in self.config.data.tasks}
+        return data_completeness(self.config.data.glue, rows)
+
+    @cached_property
+    def environments(self) -> dict[str, list[str]]:
+        """Environment (as canonical JSON) -> stages whose steps ran in it, the most frequent first."""
+        counts: Counter[str] = Counter()
+        stages: dict[str, list[str]] = {}
+        for step, record in self.records.items():
+            if not (environment := record.get("environment")):
+                continue
+            key = json.dumps(environment, sort_keys=True)
+            counts[key] += 1
+            stage = step.split("/")[0]
+            if stage not in stages.setdefault(key, []):
+                stages[key].append(stage)
+        return {key: stages[key] for key, _ in counts.most_common()}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The environment in which most steps ran; empty where no record names one."""
+        return json.loads(next(iter(self.environments), "{}"))
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Stage -> wall time of its steps, summed."""
+        total: dict[str, float] = {}
+        for step, record in self.records.items():
+            stage = step.split("/")[0]
+            total[stage] = total.get(stage, 0.0) + float(record.get("seconds") or 0.0)
+        return total
+
+
+def load_run(root: Path, name: str = "") -> RunFolder:
+    """Read a run's folder; `name` stands in for the folder's own. Raises UserError where it holds no run."""
+    path = root / CONFIG_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; a run's folder has the config it was made with") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run-all writes it anew") from None
+    config = config_from(raw, CONFIG_FILE)
+    records: dict[str, Mapping[str, Any]] = {}
+    missing: list[str] = []
+    waiting = list(expected_steps(config))
+    while waiting:
+        step = waiting.pop(0)
+        if step in records or step in missing:
+            continue
+        record = read_record(root / step)
+        if record is None or record["step"] != step:
+            missing.append(step)
+            continue
+        records[step] = record
+        waiting += record["needs"]
+    if read_record(root / "benchmark/cuda"):
+        records["benchmark/cuda"] = read_record(root / "benchmark/cuda") or {}
+    ordered = {step: records[step] for step in sorted(records)}
+    return RunFolder(root, name or root.name, config, ordered, tuple(sorted(missing)))
+
+
+def expected_steps(config: Config) -> Iterator[str]:
+    """Steps without which a run is incomplete. Timing on CUDA is not among them: not every machine has it."""
+    for task in (*config.data.tasks, *(("ax",) if "mnli" in config.data.tasks else ())):
+        yield f"prepare/glue/{task}"
+    for model in model_names(config):
+        if has_weights(config, model):
+            yield weights_step(config, model)
+    for cell in grid(config):
+        yield cell.step
+    yield "benchmark/size"
+    yield "benchmark/cpu"
+
+
+def grid(config: Config) -> Iterator[Cell]:
+    """The fine-tunings of a config, majority rows included, task by task."""
+    students = {student.name: student for student in config.students}
+    for task in config.data.tasks:
+        yield Cell("majority", task, 0)
+        seeds = task_settings(config, task).seeds
+        for model in model_names(config):
+            own = config.teacher if model == config.teacher.name else students.get(model)
+            if own is not None and task in own.finetuned:
+                yield Cell(model, task, 0)
+            elif has_weights(config, model):
+                for seed in seeds:
+                    yield Cell(model, task, seed)
+
+
+def has_weights(config: Config, model: str) -> bool:
+    """Whether a row has pre-trained weights, not only checkpoints that the user fine-tuned."""
+    student = next((one for one in config.students if one.name == model), None)
+    return student is None or bool(student.layers or student.weights or student.weights_of)
+
+
+def network_of(config: Config, model: str) -> str:
+    """The row under which a row's network was measured: its own, the teacher's for as-released, or weights_of."""
+    if model == "as-released":
+        return config.teacher.name
+    student = next((one for one in config.students if one.name == model), None)
+    return student.weights_of if student is not None and student.weights_of else model
+
+
+def is_mere_copy(config: Config, model: str) -> bool:
+    """Whether a row is the teacher's layers copied and not trained (the lower bar for distillation)."""
+    student = next((one for one in config.students if one.name == model), None)
+    if student is None or not student.layers:
+        return False
+    distill = distill_settings(config, student)
+    return distill.tokens == 0 and distill.epochs == 0 and distill.initialisation == "teacher"

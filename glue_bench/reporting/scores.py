@@ -1,0 +1,120 @@
+"""Scores recomputed from the stored predictions, and what they come to over seeds and tasks.
+
+A record's own scores are never trusted: every table starts from predictions.parquet. The score table shows medians over
+seeds, as the paper does; statistics stand on means over seeds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median, stdev
+
+import numpy as np
+
+from glue_bench.data.predictions import PREDICTIONS_FILE, Predictions, read_predictions
+from glue_bench.errors import UserError
+from glue_bench.learning.metrics import headline, score_with_warnings
+from glue_bench.records import Score
+from glue_bench.reporting.run_folder import Cell, RunFolder
+from glue_bench.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One score over its seeds, as fractions. `deviation` is the sample's (divisor n - 1), None with one seed."""
+
+    n_seeds: int
+    mean: float
+    median: float
+    deviation: float | None
+    least: float
+    greatest: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise one score over seeds. Raises ValueError where there is none."""
+    if not values:
+        raise ValueError("no scores to summarise")
+    deviation = stdev(values) if len(values) > 1 else None
+    return Spread(len(values), fmean(values), median(values), deviation, min(values), max(values))
+
+
+def median_seed(scores: Mapping[int, float]) -> int:
+    """The seed whose score is the median: the lower of the two middle ones, and of equals the smallest seed."""
+    ordered = sorted(scores, key=lambda seed: (scores[seed], seed))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of a run and the predictions of the headline splits that they come from."""
+
+    scores: tuple[Score, ...]
+    predictions: Mapping[Cell, Predictions]  # of the task's first dev split, sorted by idx
+
+    @cached_property
+    def by_seed(self) -> dict[str, dict[str, dict[int, float]]]:
+        """Model -> task -> seed -> headline score, of the first dev split."""
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        for one in self.scores:
+            if one.split == TASKS[one.task].dev_splits[0]:
+                by_seed = found.setdefault(one.model, {}).setdefault(one.task, {})
+                by_seed[one.seed] = headline(one.task, one.metrics)
+        return found
+
+    @cached_property
+    def headlines(self) -> dict[str, dict[str, Spread]]:
+        """Model -> task -> headline score over seeds."""
+        return {
+            model: {task: spread(list(seeds.values())) for task, seeds in tasks.items()}
+            for model, tasks in self.by_seed.items()
+        }
+
+    def macro(self, model: str, tasks: Iterable[str], *, means: bool) -> float | None:
+        """Plain mean over tasks of a model's medians (or means) over seeds; None where it lacks one of them."""
+        known, chosen = self.headlines.get(model, {}), list(tasks)
+        if not chosen or any(task not in known for task in chosen):
+            return None
+        return fmean(known[task].mean if means else known[task].median for task in chosen)
+
+
+def score_run(run: RunFolder) -> Scores:
+    """Score every stored prediction of a run. Raises UserError or StepError naming a damaged file."""
+    scores: list[Score] = []
+    predictions: dict[Cell, Predictions] = {}
+    examples: dict[tuple[str, str], tuple[str, Predictions]] = {}
+    for cell in run.cells:
+        if cell.step not in run.records:
+            continue
+        path = run.root / cell.step / PREDICTIONS_FILE
+        splits = read_predictions(path)
+        for split in TASKS[cell.task].dev_splits:
+            where = f"{path}: {split}"
+            if split not in splits:
+                raise UserError(f"{where}: no predictions; run finetune again")
+            part = _sorted(splits[split])
+            try:
+                metrics, notes = score_with_warnings(cell.task, part.prediction, part.label)
+            except ValueError as error:
+                raise UserError(f"{where}: {error}") from None
+            _check_examples(part, where, *examples.setdefault((cell.task, split), (where, part)))
+            scores.append(Score(cell.model, cell.task, split, cell.seed, metrics, len(part.idx), notes))
+            if split == TASKS[cell.task].dev_splits[0]:
+                predictions[cell] = part
+    return Scores(tuple(scores), predictions)
+
+
+def _sorted(part: Predictions) -> Predictions:
+    """In the order of idx, so that models line up whatever order they were predicted in; without logits."""
+    order = np.argsort(part.idx, kind="stable")
+    return Predictions(part.split, part.idx[order], part.label[order], part.prediction[order], part.logits[:0])
+
+
+def _check_examples(part: Predictions, where: str, owner: str, first: Predictions) -> None:
+    """All models and seeds must have been asked the same questions, each once, with the same answers."""
+    if (np.diff(part.idx) == 0).any():
+        raise UserError(f"{where}: an idx stands twice; run finetune again")
+    if not np.array_equal(part.idx, first.idx):
+        raise UserError(f"{where}: {len(part.idx)} examples, not the {len(first.idx)} of {owner}; run finetune again")
+    if not np.array_equal(part.label, first.label):
+        raise UserError(f"{where}: labels differ from those of {owner}; run finetune again")
