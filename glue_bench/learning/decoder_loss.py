@@ -15,8 +15,9 @@ from torch import Tensor
 # with fewer, the gradient of the decoder's weight, read and written once per chunk, begins to tell.
 CPU_CHUNK_ROWS = 512
 CUDA_CHUNK_ROWS = 4096
-# Rows of one element-wise pass: those of 16 rows stay in a CPU's cache. A GPU takes the chunk at once.
+# Rows of one element-wise pass, whose half a dozen fp32 buffers stay in a CPU's cache (16 rows are 2 MB each).
 CPU_BLOCK_ROWS = 16
+CUDA_BLOCK_ROWS = 1024
 # Row length of the logits' buffers is a multiple of this: aligned rows make the product behind them a quarter faster.
 ROW_ALIGNMENT = 16
 
@@ -48,9 +49,8 @@ class HeadLoss(torch.autograd.Function):
         scales: tuple[float, float],
         compiled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
         (soft, mlm, _), gradients = chunked_loss(
-            Decoder(features, weight, bias), teacher, targets, temperature, scales, wanted, compiled
+            Decoder(features, weight, bias), teacher, targets, temperature, scales, ctx.needs_input_grad[:3], compiled
         )
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(soft, mlm)
@@ -71,20 +71,20 @@ def chunked_loss(
     targets: Tensor,
     temperature: float,
     scales: tuple[float, float],
-    wanted: tuple[bool, bool],
+    wanted: tuple[bool, bool, bool],
     compiled: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Sums (soft, mlm, right predictions) and gradients (features, weight, bias) of the scaled losses.
 
-    The first len(targets) rows have a true token; all have a teacher or none has. `wanted`: the gradient of the
-    features, that of the decoder. Products are in the autocast type or the features', the rest in fp32 or better.
+    The first len(targets) rows have a true token; all have a teacher or none has. `wanted` says which
+    gradients are. Products are in the autocast type or the features' own, the rest in fp32 or better.
     """
     device, kind = student.features.device, student.features.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else student.features.dtype
     full = torch.promote_types(low, torch.float32)
-    rows, vocabulary = student.features.shape[0], student.weight.shape[0]
-    chunk_rows, block_rows = (CUDA_CHUNK_ROWS,) * 2 if device.type == "cuda" else (CPU_CHUNK_ROWS, CPU_BLOCK_ROWS)
-    block_loss = _compiled_block() if compiled else _block_loss
+    rows, vocabulary, features_dtype = student.features.shape[0], student.weight.shape[0], student.features.dtype
+    chunk_rows = CUDA_CHUNK_ROWS if kind == "cuda" else CPU_CHUNK_ROWS
+    loss = _fused_loss() if compiled else _blockwise_loss
 
     with torch.autocast(kind, enabled=False), torch.no_grad():
         student = _scaled(student, low, temperature)
@@ -94,34 +94,52 @@ def chunked_loss(
         soft_scale, mlm_scale = (torch.full((), scale, dtype=full, device=device) for scale in scales)
         to_features = torch.zeros_like(student.features) if wanted[0] else None
         to_weight = torch.zeros_like(student.weight, dtype=full) if wanted[1] else None
-        to_bias = torch.zeros_like(student.bias, dtype=full) if wanted[1] else None
+        to_bias = torch.zeros_like(student.bias, dtype=full) if wanted[2] else None
         for start, stop in _chunks(targets.numel(), rows, chunk_rows):
             logits = _logits(student, start, stop, buffers[0], temperature)
             teacher_logits = None if teacher is None else _logits(teacher, start, stop, buffers[1], temperature)
-            for first in range(0, stop - start, block_rows):
-                block = slice(first, min(first + block_rows, stop - start))
-                true = targets[start + block.start : start + block.stop] if start < targets.numel() else None
-                values = logits[block].to(full)
-                given = None if teacher_logits is None else teacher_logits[block].to(full)
-                if not any(wanted) and true is not None:
-                    right += (values.argmax(dim=-1) == true).sum()
-                sums = block_loss(values, given, true, temperature, soft_scale, mlm_scale)
-                soft += sums[0]
-                mlm += sums[1]
-                if low != full:
-                    logits[block] = values
+            true = targets[start:stop] if start < targets.numel() else None
+            if not any(wanted) and true is not None:
+                right += (logits.argmax(dim=-1) == true).sum()
+            *sums, gradient = loss(logits, teacher_logits, true, temperature, soft_scale, mlm_scale)
+            soft, mlm = soft + sums[0], mlm + sums[1]
             if to_features is not None:
-                torch.mm(logits, student.weight, out=to_features[start:stop])
-            if to_weight is not None and to_bias is not None:
-                if low == full:
-                    to_weight.addmm_(logits.t(), student.features[start:stop])
-                else:
-                    to_weight += logits.t() @ student.features[start:stop]
-                to_bias += logits.sum(dim=0, dtype=full)
+                torch.mm(gradient, student.weight, out=to_features[start:stop])
+            if to_weight is not None and low == full:
+                to_weight.addmm_(gradient.t(), student.features[start:stop])
+            elif to_weight is not None:
+                to_weight += gradient.t() @ student.features[start:stop]
+            if to_bias is not None:
+                to_bias += gradient.sum(dim=0, dtype=full)
+    if to_features is not None:
+        to_features = to_features.to(features_dtype)
     return (soft, mlm, right), (to_features, to_weight, to_bias)
 
 
-def _block_loss(
+def _blockwise_loss(
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    targets: Tensor | None,
+    temperature: float,
+    soft_scale: Tensor,
+    mlm_scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of T^2 KL and of cross-entropy over rows of logits / T, and the gradient, which takes the logits' place."""
+    soft, mlm = torch.zeros_like(soft_scale), torch.zeros_like(mlm_scale)
+    step = CUDA_BLOCK_ROWS if logits.is_cuda else CPU_BLOCK_ROWS
+    for start in range(0, logits.shape[0], step):
+        rows = slice(start, start + step)
+        values = logits[rows].to(soft_scale.dtype)
+        given = None if teacher_logits is None else teacher_logits[rows].to(soft_scale.dtype)
+        true = None if targets is None else targets[rows]
+        sums = _in_place_loss(values, given, true, temperature, soft_scale, mlm_scale)
+        soft, mlm = soft + sums[0], mlm + sums[1]
+        if values.dtype != logits.dtype:
+            logits[rows] = values
+    return soft, mlm, logits
+
+
+def _in_place_loss(
     logits: Tensor,
     teacher_logits: Tensor | None,
     targets: Tensor | None,
@@ -129,7 +147,7 @@ def _block_loss(
     soft_scale: Tensor,
     mlm_scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of T^2 KL and of cross-entropy over rows of logits / T; these become the gradient, the teacher's are lost.
+    """`_blockwise_loss` of fp32 rows in as few passes as it takes; the teacher's logits are lost.
 
     With e = exp(z / T - max), so that softmax(z / T) = e / sum e, the softmax without temperature is e^T / sum e^T.
     Gradients are those with respect to z: T (softmax(z_s / T) - softmax(z_t / T)), and softmax(z_s) - onehot.
@@ -166,8 +184,34 @@ def _to_the(powers: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 @functools.cache
-def _compiled_block() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(_block_loss, dynamic=True)
+def _fused_loss() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_whole_loss, dynamic=True)
+
+
+def _whole_loss(
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    targets: Tensor | None,
+    temperature: float,
+    soft_scale: Tensor,
+    mlm_scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_blockwise_loss`, nothing in place: compiled, it is a few passes over the chunk at full bandwidth."""
+    soft, mlm = torch.zeros_like(soft_scale), torch.zeros_like(mlm_scale)
+    values = logits.to(soft_scale.dtype)
+    gradient = torch.zeros_like(values)
+    if teacher_logits is not None:
+        student = torch.log_softmax(values, dim=-1)
+        teacher = torch.log_softmax(teacher_logits.to(soft_scale.dtype), dim=-1)
+        shares = teacher.exp()
+        soft = temperature**2 * (shares * (teacher - student)).sum()
+        gradient = temperature * soft_scale * (student.exp() - shares)
+    if targets is not None:
+        sharp = torch.log_softmax(temperature * values, dim=-1)
+        hit = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
+        mlm = -torch.where(hit, sharp, 0.0).sum()
+        gradient = gradient + mlm_scale * (sharp.exp() - hit.to(sharp.dtype))
+    return soft, mlm, gradient.to(logits.dtype)
 
 
 def _scaled(wide: Decoder, dtype: torch.dtype, temperature: float) -> Decoder:
@@ -189,7 +233,9 @@ def _buffer(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -
 
 
 def _chunks(masked: int, rows: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `size` rows, none across the boundary between rows with a true token and rows without."""
+    """Even ranges of at most `size` rows, none across the boundary between rows with a true token and rows without."""
     for low, high in ((0, masked), (masked, rows)):
-        for start in range(low, high, size):
-            yield start, min(start + size, high)
+        pieces = max(-(-(high - low) // size), 1)
+        step = max(-(-(high - low) // pieces), 1)
+        for start in range(low, high, step):
+            yield start, min(start + step, high)

@@ -197,8 +197,9 @@ def distillation_loss(
 
     Last hidden states (batch, length, width); `positions` of this micro-batch, on their device; `counts` of the whole
     batch, all micro-batches and processes together. The gradients of the shares, summed over these, are the gradient of
-    the whole batch. The sums are detached; their total over the batch, `divided` by its counts, are the means. A term
-    of weight 0 is not computed and stands at 0. `compiled` fuses the element-wise part (for GPUs; needs a compiler).
+    the whole batch. The sums are detached; their total over the batch, `divided` by its counts, are the means. With
+    weight 0 the soft and the cosine term are not computed and stand at 0; L_mlm costs little beside them and is always
+    there for the log. `compiled` fuses the element-wise part: for GPUs, where torch.compile works.
     """
     rows = positions.rows if weights.soft else positions.rows[: positions.counts.mlm]
     teacher = None
@@ -245,7 +246,9 @@ def heldout_sums(
     teacher = None
     if teacher_hidden is not None and teacher_head is not None:
         teacher = Decoder(teacher_head.transform(_picked(teacher_hidden, rows)), teacher_head.weight, teacher_head.bias)
-    (soft, mlm, right), _ = chunked_loss(student, teacher, positions.targets, 1.0, (1.0, 1.0), (False, False), False)
+    (soft, mlm, right), _ = chunked_loss(
+        student, teacher, positions.targets, 1.0, (1.0, 1.0), (False, False, False), False
+    )
     return mlm, right, soft
 
 
