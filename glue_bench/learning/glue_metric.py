@@ -39,7 +39,7 @@ class GlueMetric(evaluate.Metric):
             citation="Wang et al., GLUE: a multi-task benchmark and analysis platform, ICLR 2019",
             inputs_description="predictions and references: class integers, or numbers for STS-B; one per example.",
             features=datasets.Features({"predictions": value, "references": value}),
-            format="numpy",
+            format=None,  # lists; "numpy" would hand float64 over as float32
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
