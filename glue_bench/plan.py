@@ -39,9 +39,13 @@ def fingerprints(steps: Sequence[Step]) -> dict[str, str]:
     """Name -> sha256 over stage, stage version, settings, fingerprints of what it needs, identities of its inputs."""
     known: dict[str, str] = {}
     for step in steps:
-        content = [step.name, STAGE_VERSIONS[step.stage], explain(step, known)]
-        known[step.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        known[step.name] = fingerprint(step.name, STAGE_VERSIONS[step.stage], explain(step, known))
     return known
+
+
+def fingerprint(step: str, stage_version: int, explained: Mapping[str, Any]) -> str:
+    """sha256 over a step's name, its stage's version and what `explain` says of it; a record holds all of these."""
+    return hashlib.sha256(json.dumps([step, stage_version, explained], sort_keys=True).encode()).hexdigest()
 
 
 def explain(step: Step, known: Mapping[str, str]) -> dict[str, Any]:

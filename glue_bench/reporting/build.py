@@ -4,7 +4,9 @@
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from glue_bench.reporting.analysis import Analysis, analyse
@@ -40,14 +42,13 @@ def build(folder: Path) -> dict[str, str | bytes]:
 def analyse_and_build(run: RunFolder, *, command: str) -> tuple[Analysis, Report]:
     """The analysis of a loaded run, and its report."""
     analysis = analyse(run)
-    figures = build_figures(analysis)
-    tables, finding = build_tables(analysis, command, tuple(figures))
-    images = {f"figures/{name}": image for name, image in figures.items()}
+    tables, finding = build_tables(analysis, command)
+    images = {f"figures/{name}": draw() for name, draw in figures_of(analysis).items()}
     return analysis, Report({**tables, **images}, finding, command)
 
 
-def build_tables(analysis: Analysis, command: str, figures: tuple[str, ...]) -> tuple[dict[str, str], str]:
-    """(the tables by file name, the finding); `figures` are named in report.md."""
+def build_tables(analysis: Analysis, command: str) -> tuple[dict[str, str], str]:
+    """(the tables by file name, the finding). Draws nothing; report.md names the figures that there will be."""
     summary = summarise(analysis)
     gate = Gate(summary["gate"]["passed"], tuple(summary["gate"]["reasons"]))
     tables = {
@@ -55,33 +56,29 @@ def build_tables(analysis: Analysis, command: str, figures: tuple[str, ...]) -> 
         "scores.csv": csv_text(SCORE_COLUMNS, score_rows(analysis)),
         "retention.csv": csv_text(RETENTION_COLUMNS, retention_rows(analysis)),
         "efficiency.csv": csv_text(EFFICIENCY_COLUMNS, analysis.efficiency),
-        "report.md": report_text(analysis, gate, command, figures),
+        "report.md": report_text(analysis, gate, command, tuple(figures_of(analysis))),
     }
     return tables, summary["finding"]
 
 
-def build_figures(analysis: Analysis) -> dict[str, bytes]:
-    """Figures by file name, as far as there is something to show."""
-    figures: dict[str, bytes] = {}
-    panels = {}
-    if any(model in analysis.comparisons for model in analysis.students):
-        found = {model: analysis.comparisons[model] for model in analysis.students if model in analysis.comparisons}
-        panels["macro"] = {model: one.retention for model, one in found.items()}
+def figures_of(analysis: Analysis) -> dict[str, Callable[[], bytes]]:
+    """File name -> how to draw it, as far as there is something to show."""
+    figures: dict[str, Callable[[], bytes]] = {}
+    kept = {model: analysis.comparisons[model] for model in analysis.students if model in analysis.comparisons}
+    if kept:
+        panels = {"macro": {model: found.retention for model, found in kept.items()}}
         for task in analysis.tasks:
-            panels[TASKS[task].title] = {
-                model: f.tasks[task].retention for model, f in found.items() if task in f.tasks
-            }
-        figures["retention.png"] = retention_figure(panels)
-    points = [
-        Point(model, analysis.retention(model), analysis.speedups[model]["cpu"])
-        for model in analysis.students
-        if analysis.retention(model).value is not None and analysis.speedups[model]["cpu"].value is not None
-    ]
+            by_model = {model: found.tasks[task].retention for model, found in kept.items() if task in found.tasks}
+            panels[TASKS[task].title] = by_model
+        figures["retention.png"] = partial(retention_figure, panels)
+    timed = {model: analysis.speedups[model]["cpu"] for model in kept}
+    points = [Point(model, kept[model].retention, speedup) for model, speedup in timed.items()]
+    points = [point for point in points if point.retention.value is not None and point.speedup.value is not None]
     if points:
-        figures["retention_speed.png"] = scatter_figure(points)
+        figures["retention_speed.png"] = partial(scatter_figure, points)
     if analysis.run.sizes:
         ours = {model: size.encoder / 1e6 for model, size in analysis.run.sizes.items() if model != "as-released"}
-        figures["parameters.png"] = parameters_figure(ours, PARAMETERS_MILLIONS)
+        figures["parameters.png"] = partial(parameters_figure, ours, PARAMETERS_MILLIONS)
     if losses := loss_panels(analysis.run):
-        figures["losses.png"] = losses_figure(losses)
+        figures["losses.png"] = partial(losses_figure, losses)
     return figures

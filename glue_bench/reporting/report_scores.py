@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from glue_bench.records import Interval
 from glue_bench.reporting import published_numbers
 from glue_bench.reporting.analysis import Analysis, macro_name
-from glue_bench.reporting.scores import Spread, spread
+from glue_bench.reporting.scores import Spread
 from glue_bench.reporting.statistics import Retention
 from glue_bench.reporting.tables import (
     DASH,
@@ -147,13 +147,13 @@ def published_section(analysis: Analysis) -> str:
 
 def metrics_section(analysis: Analysis) -> str:
     """Every metric of every model, task and dev split over seeds."""
-    values: dict[tuple[str, str, str, str], list[float]] = {}
+    values: dict[tuple[str, str, str, str], dict[int, float]] = {}
     for one in analysis.scores.scores:
         for metric, value in one.metrics.items():
-            values.setdefault((one.model, one.task, one.split, metric), []).append(value)
+            values.setdefault((one.model, one.task, one.split, metric), {})[one.seed] = value
     rows = []
     for (model, task, split, metric), found in values.items():
-        one = spread(found)
+        one = Spread(found)
         cells = [percent(one.median), percent(one.mean), percent(one.deviation), percent(one.least)]
         place = [_label(analysis, model), TASKS[task].title, split, metric.replace("_", " ")]
         rows.append([*place, *cells, percent(one.greatest), str(one.n_seeds)])

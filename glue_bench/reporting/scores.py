@@ -4,7 +4,7 @@ A record's own scores are never trusted: every table starts from predictions.par
 seeds, as the paper does; statistics stand on means over seeds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median, stdev
@@ -21,28 +21,45 @@ from glue_bench.tasks import TASKS
 
 @dataclass(frozen=True)
 class Spread:
-    """One score over its seeds, as fractions. `deviation` is the sample's (divisor n - 1), None with one seed."""
+    """One score of one model over its seeds, as fractions."""
 
-    n_seeds: int
-    mean: float
-    median: float
-    deviation: float | None
-    least: float
-    greatest: float
+    by_seed: Mapping[int, float]
 
+    @property
+    def n_seeds(self) -> int:
+        """How many seeds."""
+        return len(self.by_seed)
 
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise one score over seeds. Raises ValueError where there is none."""
-    if not values:
-        raise ValueError("no scores to summarise")
-    deviation = stdev(values) if len(values) > 1 else None
-    return Spread(len(values), fmean(values), median(values), deviation, min(values), max(values))
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return fmean(self.by_seed.values())
 
+    @property
+    def median(self) -> float:
+        """Median over seeds; the mean of the middle two where their number is even."""
+        return median(self.by_seed.values())
 
-def median_seed(scores: Mapping[int, float]) -> int:
-    """The seed whose score is the median: the lower of the two middle ones, and of equals the smallest seed."""
-    ordered = sorted(scores, key=lambda seed: (scores[seed], seed))
-    return ordered[(len(ordered) - 1) // 2]
+    @property
+    def deviation(self) -> float | None:
+        """The sample's standard deviation (divisor n - 1); None with one seed."""
+        return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+    @property
+    def least(self) -> float:
+        """The worst seed's."""
+        return min(self.by_seed.values())
+
+    @property
+    def greatest(self) -> float:
+        """The best seed's."""
+        return max(self.by_seed.values())
+
+    @property
+    def median_seed(self) -> int:
+        """The seed whose score is the median: the lower of the two middle ones, and of equals the smallest seed."""
+        ordered = sorted(self.by_seed, key=lambda seed: (self.by_seed[seed], seed))
+        return ordered[(len(ordered) - 1) // 2]
 
 
 @dataclass(frozen=True)
@@ -53,22 +70,14 @@ class Scores:
     predictions: Mapping[Cell, Predictions]  # of the task's first dev split, sorted by idx
 
     @cached_property
-    def by_seed(self) -> dict[str, dict[str, dict[int, float]]]:
-        """Model -> task -> seed -> headline score, of the first dev split."""
+    def headlines(self) -> dict[str, dict[str, Spread]]:
+        """Model -> task -> headline score over seeds, of the first dev split."""
         found: dict[str, dict[str, dict[int, float]]] = {}
         for one in self.scores:
-            if one.split == TASKS[one.task].dev_splits[0]:
+            if one.split in TASKS[one.task].dev_splits[:1]:
                 by_seed = found.setdefault(one.model, {}).setdefault(one.task, {})
                 by_seed[one.seed] = headline(one.task, one.metrics)
-        return found
-
-    @cached_property
-    def headlines(self) -> dict[str, dict[str, Spread]]:
-        """Model -> task -> headline score over seeds."""
-        return {
-            model: {task: spread(list(seeds.values())) for task, seeds in tasks.items()}
-            for model, tasks in self.by_seed.items()
-        }
+        return {model: {task: Spread(by_seed) for task, by_seed in tasks.items()} for model, tasks in found.items()}
 
     def macro(self, model: str, tasks: Iterable[str], *, means: bool) -> float | None:
         """Plain mean over tasks of a model's medians (or means) over seeds; None where it lacks one of them."""
@@ -82,26 +91,33 @@ def score_run(run: RunFolder) -> Scores:
     """Score every stored prediction of a run. Raises UserError or StepError naming a damaged file."""
     scores: list[Score] = []
     predictions: dict[Cell, Predictions] = {}
-    examples: dict[tuple[str, str], tuple[str, Predictions]] = {}
+    first: dict[tuple[str, str], tuple[str, Predictions]] = {}
     for cell in run.cells:
         if cell.step not in run.records:
             continue
         path = run.root / cell.step / PREDICTIONS_FILE
         splits = read_predictions(path)
-        for split in TASKS[cell.task].dev_splits:
+        for task, split in _scored_splits(cell.task, splits):
             where = f"{path}: {split}"
             if split not in splits:
                 raise UserError(f"{where}: no predictions; run finetune again")
             part = _sorted(splits[split])
             try:
-                metrics, notes = score_with_warnings(cell.task, part.prediction, part.label)
+                metrics, notes = score_with_warnings(task, part.prediction, part.label)
             except ValueError as error:
                 raise UserError(f"{where}: {error}") from None
-            _check_examples(part, where, *examples.setdefault((cell.task, split), (where, part)))
-            scores.append(Score(cell.model, cell.task, split, cell.seed, metrics, len(part.idx), notes))
+            _check_examples(part, where, *first.setdefault((task, split), (where, part)))
+            scores.append(Score(cell.model, task, split, cell.seed, metrics, len(part.idx), notes))
             if split == TASKS[cell.task].dev_splits[0]:
                 predictions[cell] = part
     return Scores(tuple(scores), predictions)
+
+
+def _scored_splits(task: str, splits: Mapping[str, Predictions]) -> list[tuple[str, str]]:
+    """(task, split) to score: the dev splits, and the diagnostic set that is predicted here, where it has labels."""
+    found = [(task, split) for split in TASKS[task].dev_splits]
+    diagnostic = [one.name for one in TASKS.values() if one.predicted_by == task]
+    return found + [(name, name) for name in diagnostic if name in splits and splits[name].is_labelled]
 
 
 def _sorted(part: Predictions) -> Predictions:

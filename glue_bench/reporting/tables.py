@@ -22,7 +22,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 tabulate.WIDE_CHARS_MODE = False
 
 _MARKUP = re.compile(r"([\\`*|~$]|\](?=[(\[:]))")  # a bracket makes a link only with what follows it
-_LINE_START = re.compile(r"^([-+=#]|\d+(?=[.)]))")
+_LINE_START = re.compile(r"^([-+=#](?=[-+=#\s])|\d+(?=[.)](?:\s|$)))")
 _LOOSE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 

@@ -11,7 +11,7 @@ from glue_bench.reporting.gate import BASELINE_FILE, read_summary
 from glue_bench.reporting.leaderboard import update_leaderboard
 from glue_bench.reporting.report_background import repeat_command
 from glue_bench.reporting.run_folder import CONFIG_FILE, RunFolder, load_run
-from glue_bench.reporting.scores import Scores, median_seed
+from glue_bench.reporting.scores import Scores
 from glue_bench.reporting.written import listing, write_report
 from glue_bench.store import Store, write_atomic
 
@@ -55,12 +55,12 @@ def prune_weights(folder: RunFolder, scores: Scores) -> int:
     if keep == "all":
         return 0
     deleted = 0
-    for model, tasks in scores.by_seed.items():
-        for task, by_seed in tasks.items():
+    for model, tasks in scores.headlines.items():
+        for task, spread in tasks.items():
             cells = [cell for cell in folder.cells if (cell.model, cell.task) == (model, task)]
-            if len(cells) != len(by_seed):
+            if len(cells) != spread.n_seeds:
                 continue
-            kept = median_seed(by_seed) if keep == "median" else None
+            kept = spread.median_seed if keep == "median" else None
             for cell in cells:
                 weights = folder.root / cell.step / "weights"
                 if cell.seed != kept and weights.is_dir() and not weights.is_symlink():
