@@ -88,7 +88,7 @@ def build_student(
     config.num_hidden_layers = len(layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        student = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
     if random_init:
         return student
     tensors = teacher.state_dict()
