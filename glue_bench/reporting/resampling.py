@@ -6,7 +6,7 @@ follow from contingency counts. Regression works on counts per example, with wei
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,8 @@ import numpy as np
 from glue_bench.learning.metrics import checked_labels, checked_predictions
 from glue_bench.tasks import TASKS, Task
 
-CELLS = 1 << 21  # counts held at once: 16 MB of float64
-CELLS_IN_CACHE = 1 << 16  # where the work is one pass over memory after another: 0.5 MB
-MULTINOMIAL_COST = 7  # one count of a pattern costs as much as this many draws of an example (measured)
+CELLS = 1 << 22  # counts held at once: 32 MB of float64
+MULTINOMIAL_COST = 7  # the count of one pattern costs as much as drawing this many examples (measured)
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,22 @@ def run_scores(row: Task, labels: np.ndarray, runs: np.ndarray, resamples: int, 
 
 
 def draw_counts(counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples, P): how often each of P patterns occurs when all examples are drawn anew; counts (P,) is its size."""
-    total = int(counts.sum())
-    if len(counts) * MULTINOMIAL_COST < total:
-        return rng.multinomial(total, counts / total, size=resamples)
-    pattern = np.repeat(np.arange(len(counts)), counts)
-    drawn = pattern[rng.integers(0, total, size=(resamples, total), dtype=np.int32)]
-    drawn += np.arange(resamples)[:, None] * len(counts)
-    return np.bincount(drawn.ravel(), minlength=resamples * len(counts)).reshape(resamples, len(counts))
+    """(resamples, P): how often each of P patterns occurs when all examples are drawn anew; counts (P,) is its size.
+
+    Frequent patterns get their counts from a multinomial draw; what falls on the others is drawn example by example.
+    """
+    total, is_rare = int(counts.sum()), counts < MULTINOMIAL_COST
+    frequent, rare = np.flatnonzero(~is_rare), np.flatnonzero(is_rare)
+    examples = np.repeat(np.arange(len(rare)), counts[rare])
+    shares = np.append(counts[frequent], len(examples)) / total
+    parts = rng.multinomial(total, shares, size=resamples)
+    drawn = np.empty((resamples, len(counts)), dtype=np.int64)
+    drawn[:, frequent] = parts[:, :-1]
+    if len(rare):
+        hits = examples[rng.integers(0, len(examples), size=int(parts[:, -1].sum()), dtype=np.int32)]
+        hits += np.repeat(np.arange(resamples), parts[:, -1]) * len(rare)
+        drawn[:, rare] = np.bincount(hits, minlength=resamples * len(rare)).reshape(resamples, len(rare))
+    return drawn
 
 
 def _patterns(row: Task, labels: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,41 +183,44 @@ def _pearson(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.nd
 def _spearman(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(R, B) weighted Spearman correlations: Pearson of mid-ranks, as if each example stood there `weight` times.
 
-    With g the weights of the groups of equal values in rising order, a group's mid-rank is cumsum(g) - g/2 + 1/2 and
-    the ranks' sum of squares (n^3 - sum g^3) / 12. Constants drop out against centred ranks of the labels. All sums
-    are of half-integers, hence exact.
+    A group of equal values with weight g has the mid-rank (weight up to its middle) + 1/2, and the ranks' sum of
+    squares is (n^3 - sum g^3) / 12. Constants drop out against centred ranks of the labels. All sums are of halves of
+    integers, hence exact. A group is a row of B numbers: the passes below stay in the processor's cache.
     """
-    ranked = _groups(labels)
-    group_of = np.searchsorted(labels[ranked[0]][ranked[1]], labels)
-    sorted_runs = [_groups(run) for run in runs]
-    result = np.empty((len(runs), weights.shape[1]))
-    width = max(1, CELLS_IN_CACHE // len(labels))
-    for start in range(0, weights.shape[1], width):
-        part = np.ascontiguousarray(weights[:, start : start + width])
-        sizes = _group_sums(part, ranked)
-        n = sizes.sum(axis=0)
-        centred = (np.cumsum(sizes, axis=0) - sizes / 2 - n / 2)[group_of] * part
-        spread_y = n * n * n - np.einsum("gb,gb,gb->b", sizes, sizes, sizes)
-        for i, run in enumerate(sorted_runs):
-            sizes = _group_sums(part, run)
-            covariance = np.einsum("gb,gb->b", _group_sums(centred, run), np.cumsum(sizes, axis=0) - sizes / 2)
-            spread_x = n * n * n - np.einsum("gb,gb,gb->b", sizes, sizes, sizes)
-            result[i, start : start + width] = _divide(12 * covariance, np.sqrt(spread_x * spread_y))
+    n, half, cubes = weights.sum(axis=0), weights / 2, weights * weights * weights
+    untied = n * n * n - cubes.sum(axis=0)
+    spread_y, ranks = untied.copy(), np.empty_like(weights)
+    for rows, step, middle in _groups(labels, half):
+        ranks[rows] = middle - n / 2
+        spread_y -= 8 * step * step * step - cubes[rows].sum(axis=0)
+    ranks *= weights
+    result = np.empty((len(runs), len(n)))
+    for i, run in enumerate(runs):
+        spread_x, covariance, part = untied.copy(), np.zeros(len(n)), np.empty(len(n))
+        for rows, step, middle in _groups(run, half):
+            if len(rows) == 1:
+                np.multiply(ranks[rows[0]], middle, out=part)
+            else:
+                np.multiply(ranks[rows].sum(axis=0), middle, out=part)
+                spread_x -= 8 * step * step * step - cubes[rows].sum(axis=0)
+            covariance += part
+        result[i] = _divide(12 * covariance, np.sqrt(spread_x * spread_y))
     return result
 
 
-def _group_sums(weights: np.ndarray, groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """(G, B): weights (n, B) in rising order of the values, summed where these are equal."""
-    order, starts = groups
-    ordered = weights[order]
-    return ordered if len(starts) == len(order) else np.add.reduceat(ordered, starts, axis=0)
+def _groups(values: np.ndarray, half: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Groups of equal values in rising order: rows, half the group's weight (B,), and the weight up to its middle (B,).
 
-
-def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order that sorts values, and where in it each group of equal values starts."""
+    half (n, B) are halved weights. The last array is overwritten by the next group.
+    """
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    return order, np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    before = np.zeros(half.shape[1])
+    for rows in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
+        step = half[rows[0]] if len(rows) == 1 else half[rows].sum(axis=0)
+        before += step
+        yield rows, step, before
+        before += step
 
 
 CORRELATED = {"pearson": _pearson, "spearman": _spearman}
