@@ -53,9 +53,11 @@ def resampled_scores(task: str, models: Sequence[TaskPredictions], resamples: in
     for other in models[1:]:
         if not np.array_equal(other.labels, models[0].labels):
             raise ValueError(f"{task}: the models were scored on different examples; their labels differ")
-    runs = np.stack([checked_predictions(row, one) for model in models for one in model.predictions])
-    if runs.shape[1] != len(labels):
-        raise ValueError(f"{task}: {runs.shape[1]} predictions for {len(labels)} labels")
+    checked = [checked_predictions(row, run) for model in models for run in model.predictions]
+    for run in checked:
+        if len(run) != len(labels):
+            raise ValueError(f"{task}: {len(run)} predictions for {len(labels)} labels")
+    runs = np.stack(checked)
     key = [seed, zlib.crc32(task.encode())]
     scores = run_scores(row, labels, runs, resamples, np.random.default_rng(key))
     means, first = [], 0

@@ -20,6 +20,7 @@ from glue_bench.reporting.resampling import TaskPredictions, resampled_scores
 from glue_bench.tasks import GLUE_NINE, TASKS
 
 TAIL = 0.025  # outside a 95 % interval, on each side
+TIE = 1e-9  # scores closer than this are equal: means over seeds round differently
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def retention(
             what = f"the teacher's gain over the majority class is {bottom.point - floor.point:.4f}"
             gain = _ratio(top, bottom, floor, what)
         delta, deltas = _minus(top, bottom)
-        p_value = (1 + int((deltas >= 0).sum())) / (1 + resamples)
+        p_value = (1 + int((deltas >= -TIE).sum())) / (1 + resamples)
         lowest = floors[0].point if floors else None
         seeds, note = _seeds(models[:2], tasks)
         return Retention(tasks, top.point, bottom.point, lowest, kept, gain, p_value, seeds, note)
@@ -151,7 +152,7 @@ def difference(a: ModelPredictions, b: ModelPredictions, *, resamples: int, seed
     def judged(tasks: tuple[str, ...]) -> Difference:
         first, second = (_mean([drawn[task][i] for task in tasks]) for i in (0, 1))
         delta, deltas = _minus(first, second)
-        fewer = min(int((deltas >= 0).sum()), int((deltas <= 0).sum()))
+        fewer = min(int((deltas >= -TIE).sum()), int((deltas <= TIE).sum()))
         p_value = min(1.0, 2 * (1 + fewer) / (1 + resamples))
         seeds, note = _seeds([a, b], tasks)
         interval = Interval(delta, *_limits(deltas))
@@ -265,10 +266,10 @@ def _ratio(top: _Drawn, bottom: _Drawn, floor: _Drawn | None, what: str) -> Inte
     """
     low, lows = (floor.point, floor.samples) if floor else (0.0, 0.0)
     gap, gaps = bottom.point - low, bottom.samples - lows
-    if gap <= 0:
+    if gap <= TIE:
         return Interval(None, reason=f"undefined: {what}")
     value = (top.point - low) / gap
-    below = gaps <= 0
+    below = gaps <= TIE
     if below.mean() >= TAIL:
         return Interval(value, reason=f"no interval: {what}, not surely above zero")
     # The ratio moves by (d top - value * d bottom) / gap: that line gives the part that few seeds leave uncertain.

@@ -197,6 +197,12 @@ def test_gain_is_undefined_at_the_floor_and_unbounded_near_it() -> None:
     at_floor = retention(ModelPredictions("t", {"rte": with_accuracy("rte", [50])}), student, majority, **SETTINGS)
     assert at_floor.tasks["rte"].gain_retained.value is None
     assert "gain over the majority class is 0.0000" in at_floor.tasks["rte"].gain_retained.reason
+    # Three seeds whose mean is the floor but rounds to just above it: no gain, rather than a huge one.
+    sst2 = {name: with_accuracy("sst2", right, 872) for name, right in (("t", [436, 439, 436]), ("m", [437]))}
+    rounded = [ModelPredictions(name, {"sst2": one}) for name, one in sst2.items()]
+    found = retention(rounded[0], rounded[0], rounded[1], **SETTINGS).tasks["sst2"]
+    assert found.teacher_score > found.majority_score
+    assert found.gain_retained.value is None
     # Two examples above the floor: 14 % of the resamples see none of them.
     near = retention(ModelPredictions("t", {"rte": with_accuracy("rte", [52])}), student, majority, **SETTINGS)
     gain = near.tasks["rte"].gain_retained
@@ -233,6 +239,8 @@ def test_different_examples_are_refused() -> None:
     teacher, student = simulated("rte", 1.0, 2, 50), simulated("rte", 1.0, 2, 51)
     with pytest.raises(ValueError, match="rte: the models were scored on different examples"):
         resampled_scores("rte", [teacher, student], 10, 0)
+    with pytest.raises(ValueError, match="rte: 49 predictions for 50 labels"):
+        resampled_scores("rte", [teacher, TaskPredictions(teacher.labels, teacher.predictions[:, 1:])], 10, 0)
     with pytest.raises(ValueError, match="is nan"):
         resampled_scores("stsb", [TaskPredictions(np.ones(2), np.array([[1.0, math.nan]]))], 10, 0)
 
