@@ -3,26 +3,32 @@
 Every test of the reports starts from one of these; its arguments give the cases that a report must survive.
 """
 
+import atexit
 import csv
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from glue_bench.config import Config, config_from, plain
-from glue_bench.data.predictions import Predictions, write_predictions
+from glue_bench.data.predictions import Predictions, read_predictions, write_predictions
 from glue_bench.inputs import HashMemo
 from glue_bench.learning.metrics import score_with_warnings
 from glue_bench.machine import Facts
 from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints, plan
 from glue_bench.records import Environment, Score, Size, Timing, Training
-from glue_bench.stages import report
+from glue_bench.reporting import build
+from glue_bench.stages import check, report
 from glue_bench.store import Store, list_outputs, write_atomic
-from glue_bench.tasks import GLUE_NINE, TASKS
+from glue_bench.tasks import TASKS
 
 DEV_ROWS = 120
 SKILL = {"teacher": 0.9, "distil-2": 0.82, "copied-2": 0.7, "as-released": 0.88}
@@ -44,7 +50,7 @@ def settings(**changes: Any) -> dict[str, Any]:
             {"name": "copied-2", "layers": [0, 2], "distill": {"tokens": 0}},
         ],
         "finetune": {"seeds": [0, 1, 2]},
-        "report": {"resamples": 200},
+        "report": {"resamples": 100},
     }
     return raw | changes
 
@@ -73,13 +79,32 @@ def make_run(
 
 
 def report_again(store: Store) -> dict[str, Any]:
-    """Run the report stage on a synthetic run, as the pipeline would; returns its result."""
+    """Run the stages report and check on a synthetic run, as the pipeline would; returns what report returned.
+
+    Figures, which take most of the time, are not drawn: their files hold one byte.
+    """
     config = config_from(json.loads((store.root / "config.json").read_text()), "config.json")
     steps = plan(config, FACTS, HashMemo(None))
-    step = next(one for one in steps if one.name == "report")
-    result = report.run(step, store, "cpu")
-    record(store, step, fingerprints(steps), result)
-    return result
+    known = fingerprints(steps)
+    drawings = ("retention_figure", "scatter_figure", "parameters_figure", "losses_figure")
+    with mock.patch.multiple(build, png=lambda _: b".", **{name: lambda *_: None for name in drawings}):
+        for step, stage in zip(steps[-2:], (report, check), strict=True):
+            record(store, step, known, stage.run(step, store, "cpu"))
+    return store.result("report")
+
+
+@cache
+def reported_run() -> Store:
+    """A complete run with its report, made once; tests that change something take a copy."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return make_run(Path(folder.name))
+
+
+def copy_run(results: Path, name: str = "synthetic") -> Store:
+    """A copy of `reported_run` to damage."""
+    shutil.copytree(reported_run().root, results / name)
+    return Store(results, name)
 
 
 def record(store: Store, step: Step, known: dict[str, str], result: dict[str, Any]) -> None:
@@ -169,14 +194,9 @@ def invent_timing(model: str, teacher: str) -> Timing:
 
 def change_predictions(store: Store, step: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Rewrite a step's predictions, as a fault or a forger would: its record stays as it was."""
-    from glue_bench.data.predictions import read_predictions
-
     path = store.folder(step) / "predictions.parquet"
     splits = [
         Predictions(one.split, one.idx, one.label, change(one.prediction.copy()), one.logits)
         for one in read_predictions(path).values()
     ]
     write_predictions(path, splits)
-
-
-ALL_TASKS = GLUE_NINE

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.efficiency import COLUMNS as EFFICIENCY_COLUMNS
-from glue_bench.reporting.figures import Point, losses_figure, parameters_figure, retention_figure, scatter_figure
+from glue_bench.reporting.figures import Point, losses_figure, parameters_figure, png, retention_figure, scatter_figure
 from glue_bench.reporting.gate import Gate
 from glue_bench.reporting.published_numbers import PARAMETERS_MILLIONS
 from glue_bench.reporting.report_background import loss_panels, repeat_command
@@ -43,7 +45,7 @@ def analyse_and_build(run: RunFolder, *, command: str) -> tuple[Analysis, Report
     """The analysis of a loaded run, and its report."""
     analysis = analyse(run)
     tables, finding = build_tables(analysis, command)
-    images = {f"figures/{name}": draw() for name, draw in figures_of(analysis).items()}
+    images = {f"figures/{name}": png(draw()) for name, draw in figures_of(analysis).items()}
     return analysis, Report({**tables, **images}, finding, command)
 
 
@@ -61,9 +63,9 @@ def build_tables(analysis: Analysis, command: str) -> tuple[dict[str, str], str]
     return tables, summary["finding"]
 
 
-def figures_of(analysis: Analysis) -> dict[str, Callable[[], bytes]]:
+def figures_of(analysis: Analysis) -> dict[str, Callable[[], Figure]]:
     """File name -> how to draw it, as far as there is something to show."""
-    figures: dict[str, Callable[[], bytes]] = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     kept = {model: analysis.comparisons[model] for model in analysis.students if model in analysis.comparisons}
     if kept:
         panels = {"macro": {model: found.retention for model, found in kept.items()}}

@@ -1,4 +1,4 @@
-"""The report's figures as PNG bytes: legible in black and white, with twelve students, and nothing overlapping.
+"""The report's figures: legible in black and white, with twelve students, and nothing overlapping.
 
 Drawn with matplotlib's Agg canvas and no global state, without time stamps, so the same numbers give the same bytes.
 """
@@ -52,7 +52,7 @@ def short(name: str) -> str:
     return flat if len(flat) <= LONGEST_NAME else flat[: LONGEST_NAME - 1] + "…"
 
 
-def parameters_figure(ours: Mapping[str, float], published: Mapping[str, float]) -> bytes:
+def parameters_figure(ours: Mapping[str, float], published: Mapping[str, float]) -> Figure:
     """Bars of millions of parameters, logarithmic, smallest at the bottom; ours black, published ones hatched."""
     bars = [(name, value, True) for name, value in ours.items()]
     bars += [(f"{name} (published)", value, False) for name, value in published.items()]
@@ -72,10 +72,10 @@ def parameters_figure(ours: Mapping[str, float], published: Mapping[str, float])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.set_xlabel("parameters of the bare encoder, millions (logarithmic)")
     _bare(axes)
-    return _png(figure)
+    return figure
 
 
-def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> bytes:
+def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """Retention with 95 % intervals (title of a task -> student -> fraction), 100 % as a line.
 
     Up to FEW_STUDENTS students share one chart with a group of rows per task; more get a panel per task.
@@ -98,10 +98,10 @@ def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> bytes:
         axes.set_yticks(range(len(students)), labels=[short(one) for one in students], fontsize=8, parse_math=False)
         axes.set_ylim(len(students) - 0.4, -0.6)
         _retention_axis(axes, labelled=place + columns >= len(panels))
-    return _png(figure)
+    return figure
 
 
-def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Sequence[str]) -> bytes:
+def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Sequence[str]) -> Figure:
     step = len(students) + 0.6  # rows of one task and a gap
     figure = _figure(WIDTH_IN, 1.2 + ROW_IN * step * len(panels))
     axes = figure.add_subplot()
@@ -120,7 +120,7 @@ def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Se
         style = {"linestyle": "", "color": "0.1", "markerfacecolor": fill, "label": f"{short(student)} "}
         axes.plot([], [], marker=MARKERS[place], **style)
     _legend(axes)
-    return _png(figure)
+    return figure
 
 
 def _retention_axis(axes: Axes, *, labelled: bool) -> None:
@@ -132,7 +132,7 @@ def _retention_axis(axes: Axes, *, labelled: bool) -> None:
     _bare(axes)
 
 
-def scatter_figure(points: Sequence[Point]) -> bytes:
+def scatter_figure(points: Sequence[Point]) -> Figure:
     """Retention (%) against speed-up on CPU. Names stand in a column beside the axes, tied to their points by lines."""
     figure = _figure(WIDTH_IN, max(3.6, 1.0 + ROW_IN * len(points)))
     axes = figure.add_subplot()
@@ -158,10 +158,10 @@ def scatter_figure(points: Sequence[Point]) -> bytes:
     axes.set_xlabel("speed-up on CPU (teacher = 1; STS-B dev pass, batch 1, fp32)")
     axes.set_ylabel("retention of the macro without WNLI, %")
     _bare(axes)
-    return _png(figure)
+    return figure
 
 
-def losses_figure(panels: Mapping[str, Sequence[Curve]]) -> bytes:
+def losses_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     """Loss against tokens, one panel per kind of loss (title -> curves), told apart by line style and grey."""
     most = max(len(curves) for curves in panels.values())
     figure = _figure(WIDTH_IN + 1.0, len(panels) * max(2.6, 0.7 + 0.2 * most))
@@ -178,7 +178,7 @@ def losses_figure(panels: Mapping[str, Sequence[Curve]]) -> bytes:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _legend(axes)
         _bare(axes)
-    return _png(figure)
+    return figure
 
 
 def _whisker(axes: Axes, row: float, interval: Interval, marker: str, filled: bool) -> None:
@@ -240,7 +240,8 @@ def _bare(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without time stamp or version."""
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that the font lacks, in names from outside

@@ -45,7 +45,7 @@ def _kept(analysis: Analysis, best: str) -> str:
     low, high = analysis.seeds
     seeds = f"{low} seed{'' if low == 1 else 's'}" if low == high else f"{low} to {high} seeds"
     of_all = f" of {len(analysis.main_tasks)}" if analysis.partial_tasks(best) else ""
-    where = f"{count}{of_all} task{'' if count == 1 else 's'}"
+    where = f"{count}{of_all} task{'s' if of_all or count != 1 else ''}"
     whose = "macro" if analysis.run.data == "embedded" else "GLUE macro"
     return f"keeps {interval} of the teacher's {whose} over {where} and {seeds}"
 

@@ -46,7 +46,9 @@ def check_run(
     Raises UserError where the folder or the baseline cannot be read.
     """
     thresholds = load_run(folder).config.check
-    if thresholds.baseline:
+    if thresholds.baseline and baseline is None:
+        if not (folder / BASELINE_FILE).is_file():
+            return Gate(False, (unread_baseline(thresholds),))
         thresholds = replace(thresholds, baseline=str(folder / BASELINE_FILE))
     given = {
         "min_retention": min_retention,
@@ -61,6 +63,11 @@ def check_run(
     if doubt := untrusted(folder):
         return Gate(False, (doubt,))
     return judge_folder(folder, thresholds)
+
+
+def unread_baseline(thresholds: Check) -> str:
+    """The reason where the config's baseline could not be read when the report was written."""
+    return f"the baseline {thresholds.baseline} could not be read as a summary.json"
 
 
 def judge_folder(folder: Path, thresholds: Check) -> Gate:
@@ -125,10 +132,16 @@ def judge(
         if model is None:
             failures.append(f"{student}: not in the tables")
             continue
+        if partial := _partial(summary, model, thresholds):
+            failures.append(f"{student}: {partial}")
+            continue
         for value, least, what in _demands(student, model, retention_rows, thresholds):
             _hold(student, value, least, what, failures, met)
         if baseline is not None:
             _hold_against(student, model, summary, baseline, thresholds, failures, met)
+    if baseline is not None and not thresholds.students:
+        gone = [name for name, one in baseline["models"].items() if one.get("role") == "student"]
+        failures += [f"{name}: in the baseline, but not in this run" for name in gone if name not in summary["models"]]
     if NOT_JUDGED in thresholds.min_task:
         met.append("wnli is left out of the gate: its dev set is adversarial to its training set")
     if failures:
@@ -146,6 +159,17 @@ def _incomplete(summary: Mapping[str, Any]) -> str:
     missing = list(summary.get("missing") or ())
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     return f"the run is incomplete; missing: {shown or 'unknown'}"
+
+
+def _partial(summary: Mapping[str, Any], model: Mapping[str, Any], thresholds: Check) -> str:
+    """Why a retention over fewer tasks than the run has meets no threshold; empty where it is over all of them."""
+    if thresholds.min_retention is None and not thresholds.baseline:
+        return ""
+    wanted = [task for task in summary.get("tasks", ()) if task != NOT_JUDGED]
+    lacking = [task for task in wanted if task not in model.get("retention_tasks", wanted)]
+    if not lacking or not isinstance(_end(model.get("retention"), "value"), float):
+        return ""
+    return f"retention cannot be judged: it lacks {', '.join(TASKS[task].title for task in lacking)}"
 
 
 def _demands(

@@ -147,7 +147,8 @@ def _markdown(rows: list[dict[str, Any]], unreadable: list[str]) -> str:
 
 
 def _markdown_row(row: Mapping[str, Any]) -> list[str]:
-    run = markdown_text(row["run"]) + ("" if row["complete"] else " \\*")
+    label = row["run"].replace("[", "(").replace("]", ")")  # brackets would end the text of the link
+    run = markdown_text(label) + ("" if row["complete"] else " \\*")
     return [
         str(row["rank"]),
         markdown_text(row["model"]),

@@ -8,7 +8,7 @@ from glue_bench.errors import UserError
 from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis
 from glue_bench.reporting.finding import finding
-from glue_bench.reporting.gate import BASELINE_FILE, Gate, judge, read_summary
+from glue_bench.reporting.gate import BASELINE_FILE, Gate, judge, read_summary, unread_baseline
 from glue_bench.reporting.run_folder import RunFolder
 from glue_bench.reporting.statistics import Retention
 
@@ -49,7 +49,7 @@ def verdict(run: RunFolder, summary: dict[str, Any], rows: list[dict[str, Any]])
     try:
         baseline = read_summary(run.root / BASELINE_FILE) if thresholds.baseline else None
     except UserError:
-        return Gate(False, (f"the baseline {thresholds.baseline} could not be read as a summary.json",))
+        return Gate(False, (unread_baseline(thresholds),))
     return judge(summary, rows, thresholds, baseline)
 
 

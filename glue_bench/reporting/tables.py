@@ -21,7 +21,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 # Alignment must not depend on whether the optional package wcwidth is installed: verify compares reports as text.
 tabulate.WIDE_CHARS_MODE = False
 
-_MARKUP = re.compile(r"([\\`*|~$]|\](?=[(\[:]))")  # a bracket makes a link only with what follows it
+_MARKUP = re.compile(r"([\\`*~$]|\](?=[(\[:]))")  # a bracket makes a link only with what follows it
 _LINE_START = re.compile(r"^([-+=#](?=[-+=#\s])|\d+(?=[.)](?:\s|$)))")
 _LOOSE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
@@ -36,6 +36,7 @@ def one_line(text: str) -> str:
 def markdown_text(text: str) -> str:
     """Outside text for a Markdown line or table cell: no markup, HTML, link or cell border survives."""
     escaped = _MARKUP.sub(r"\\\1", one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    escaped = escaped.replace("|", "&#124;")
     escaped = _LOOSE_UNDERSCORE.sub(r"\\_", escaped)
     escaped = _LINE_START.sub(lambda start: f"&#{ord(start[1][0])};{start[1][1:]}", escaped)
     return escaped.replace("://", ":\\//").replace("www.", "www\\.")
