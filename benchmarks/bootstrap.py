@@ -138,7 +138,7 @@ def measure_coverage(experiments: int, resamples: int) -> list[dict]:
 def main() -> None:
     """Print both tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--resamples", type=int, default=10_000, help="of the timing; coverage takes 500")
+    parser.add_argument("--resamples", type=int, default=10_000, help="of the timing; coverage takes 400")
     parser.add_argument("--seeds", type=int, default=5, help="per model, in the timing")
     parser.add_argument("--experiments", type=int, default=200, help="per row of the coverage table; 0: none")
     options = parser.parse_args()
@@ -148,7 +148,7 @@ def main() -> None:
     wall, cpu = whole["retention_seconds"], whole["retention_cpu_seconds"]
     print(f"\nretention() over nine tasks: {wall:.2f} s ({cpu:.2f} s of processor time);")
     print(f"the same row by row about {whole['row_by_row_seconds']:,} s\n")
-    coverage = measure_coverage(options.experiments, 500) if options.experiments else []
+    coverage = measure_coverage(options.experiments, 400) if options.experiments else []
     if coverage:
         print(f"Coverage of the 95 % interval of the retention, {options.experiments} experiments a row")
         print("(seed_effect: deviation of the seeds' skill; noise: of single answers between seeds)\n")

@@ -8,6 +8,7 @@ follow from contingency counts. Regression works on counts per example, with wei
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -218,8 +219,10 @@ def _groups(values: np.ndarray, half: np.ndarray) -> Iterator[tuple[np.ndarray, 
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     before = np.zeros(half.shape[1])
-    for rows in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
-        step = half[rows[0]] if len(rows) == 1 else half[rows].sum(axis=0)
+    ends = [*(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
+    for start, end in pairwise([0, *ends]):
+        rows = order[start:end]
+        step = half[rows[0]] if end - start == 1 else half[rows].sum(axis=0)
         before += step
         yield rows, step, before
         before += step
