@@ -2,7 +2,7 @@
 
 Exact: the gradient is that of the whole batch, however it is split into micro-batches and processes. Resumable: order
 and masks are functions of the seed and the position, dropout is seeded by (seed, step, micro-batch), so weights,
-moments and the step are all that a checkpoint needs. Source of the schedule: Sanh et al. 2019 and the authors' code.
+moments and the step are all that a checkpoint needs.
 """
 
 import math
@@ -21,7 +21,9 @@ from glue_bench.errors import StepError
 from glue_bench.learning.batches import Batch, Batches, MicroBatch
 from glue_bench.learning.checkpoints import clear_checkpoints, load_checkpoint, save_checkpoint
 from glue_bench.learning.distributed import Group, first_value, sum_gradients, sum_tensor
+from glue_bench.learning.dropout import MaskStream, cheap_dropout
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights
+from glue_bench.learning.optimiser import Schedule, adamw
 from glue_bench.learning.progress import Progress
 
 LOG_ROWS = 1000  # of training.csv at most; a longer training is logged at every n-th step
@@ -49,30 +51,6 @@ class Objective(Protocol):
         """Floating-point operations of a step over so many tokens, of which `rows` go through the MLM heads."""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rates: linear warm-up over `warmup` steps, then linear decay to 0 at `steps`.
-
-    The encoder stands still for the first `head_only` steps and then has a warm-up of its own.
-    """
-
-    steps: int
-    warmup: int
-    peak: float
-    head_only: int = 0
-
-    def rate(self, step: int) -> float:
-        """Of everything that trains from the first step (0) on."""
-        return self.peak * min(self._warm(step), (self.steps - step) / max(1, self.steps - self.warmup))
-
-    def encoder_rate(self, step: int) -> float:
-        """Of the encoder."""
-        return 0.0 if step < self.head_only else self.rate(step) * self._warm(step - self.head_only)
-
-    def _warm(self, step: int) -> float:
-        return min(1.0, (step + 1) / max(1, self.warmup))
-
-
 @dataclass
 class Curves:
     """What a training has done so far; part of its checkpoint."""
@@ -84,13 +62,6 @@ class Curves:
     last_loss: float | None = None
     log: list[list[float]] = field(default_factory=list)
     heldout: list[list[float | None]] = field(default_factory=list)
-
-
-def total_steps(tokens: int, epochs: float, per_epoch: int, batch_size: int, tokens_per_sequence: float) -> int:
-    """Optimiser steps of a budget in tokens, in epochs, or the smaller of both; at least 1. 0 means no limit."""
-    limits = [tokens / (batch_size * tokens_per_sequence)] if tokens else []
-    limits += [epochs * per_epoch] if epochs else []
-    return max(1, int(min(limits) + 1e-9))
 
 
 def train(
@@ -144,7 +115,8 @@ class _Training:
         self.group: Group = batches.group
         self.model = objective.model
         self.parameters = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
-        self.optimiser = _adamw(self.model, settings)
+        self.optimiser = adamw(self.model, settings)
+        self.dropout = MaskStream(0)
         self.step = 0
         self.curves = Curves()
         self.updating = False  # an interrupt in the middle of an update leaves nothing to save
@@ -181,7 +153,8 @@ class _Training:
         if not self.curves.heldout:
             self._evaluate()
         end = self.schedule.steps
-        with Progress(end, self.step, self.group.records) as progress:
+        progress = Progress(end, self.step, self.group.records)
+        with progress, cheap_dropout(self.model, self.dropout):
             for batch in self._batches(end):
                 started = time.monotonic()
                 row = self._advance(batch)
@@ -229,12 +202,15 @@ class _Training:
         self._set_rates()
         self.model.train()
         sums = torch.zeros(3, device=self.batches.device)
-        for micro_batch in batch.micro_batches:
-            torch.manual_seed(dropout_seed(self.settings["seed"], self.step, micro_batch.number))
-            with autocast(self.batches.device, self.settings["precision"]):
+        place, seed = self.batches.device, self.settings["seed"]
+        with autocast(place, self.settings["precision"]):  # around all of them: weights are cast once a step
+            for micro_batch in batch.micro_batches:
+                self.dropout.restart(seed, self.step, micro_batch.number)
+                torch.manual_seed(dropout_seed(seed, self.step, micro_batch.number))
                 share, terms = self.objective.share(micro_batch, batch.counts)
-            share.backward()
-            sums += torch.stack([terms.soft, terms.mlm, terms.cosine]).float()
+                with torch.autocast(place.type, enabled=False):
+                    share.backward()
+                sums += torch.stack([terms.soft, terms.mlm, terms.cosine]).float()
         trained = list(self.parameters.values())
         sum_gradients(trained, self.group)
         sum_tensor(sums, self.group)
@@ -296,26 +272,3 @@ class _Training:
         self.curves.heldout.append([self.step, self.curves.tokens, *values])
         if not all(value is None or math.isfinite(value) for value in values):
             raise StepError(f"training step {self.step}: the held-out loss is no finite number; lower learning_rate")
-
-
-def _adamw(model: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.AdamW:
-    """AdamW over what trains: four groups, encoder or head, with weight decay (matrices) or without (biases, norms)."""
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}
-    groups = []
-    for of_encoder in (True, False):
-        for decays in (True, False):
-            chosen = [
-                one
-                for one in model.parameters()
-                if one.requires_grad and (id(one) in encoder) == of_encoder and (one.ndim > 1) == decays
-            ]
-            decay = settings["weight_decay"] if decays else 0.0
-            if chosen:
-                groups.append({"params": chosen, "encoder": of_encoder, "weight_decay": decay})
-    return torch.optim.AdamW(
-        groups,
-        lr=settings["learning_rate"],
-        betas=(settings["beta1"], settings["beta2"]),
-        eps=settings["epsilon"],
-        fused=True,
-    )

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from glue_bench.data.corpus import Corpus, corpus_of
 from glue_bench.learning.batches import Batches, Masking, MicroBatch, heldout_batches
 from glue_bench.learning.distributed import Group, join
-from glue_bench.learning.loop import HELDOUT_COLUMNS, LOG_COLUMNS, Curves, Schedule, total_steps
+from glue_bench.learning.loop import HELDOUT_COLUMNS, LOG_COLUMNS, Curves
 from glue_bench.learning.models import load_tokenizer
+from glue_bench.learning.optimiser import Schedule, total_steps
 from glue_bench.learning.progress import matrix_rate
 from glue_bench.machine import torch_device, use_threads
 from glue_bench.plan import Step

@@ -117,7 +117,8 @@ def _train(
         freeze_positions(student)
     set_dropout(student, settings["dropout"])
     student.to(place)
-    teacher.to(place).requires_grad_(False)
+    # Autocast would cast the teacher's weights anew for every micro-batch: it remembers only those that train.
+    teacher.to(place, torch.bfloat16 if settings["precision"] == "bf16" else torch.float32).requires_grad_(False)
     weights = LossWeights(settings["weight_ce"], settings["weight_mlm"], settings["weight_cos"])
     positions = settings["ce_positions"] if weights.soft else "masked"
     setup = set_up(step, store, tokenizer, place, group, ce_positions=positions, head_only_steps=0)

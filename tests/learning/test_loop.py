@@ -1,0 +1,427 @@
+"""The loop: a batch's gradient does not depend on its split; a killed training ends bit for bit the same."""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glue_bench.data.corpus import Corpus, Sequences
+from glue_bench.errors import StepError
+from glue_bench.learning import checkpoints, loop
+from glue_bench.learning.batches import Batches, Masking, heldout_batches
+from glue_bench.learning.distributed import Group, join
+from glue_bench.learning.heldout import HeldOut
+from glue_bench.learning.losses import LossWeights
+from glue_bench.learning.models import new_bert, set_dropout
+from glue_bench.learning.optimiser import Schedule, total_steps
+from glue_bench.learning.students import build_student
+from glue_bench.stages.distill import Distillation
+from glue_bench.stages.pretrain import MaskedLanguageModelling
+
+CPU = torch.device("cpu")
+WORDS = 60
+SETTINGS = {
+    "batch_size": 32,
+    "micro_batch_size": 32,
+    "learning_rate": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.98,
+    "epsilon": 1e-6,
+    "weight_decay": 0.01,
+    "max_grad_norm": 5.0,
+    "evaluations": 2,
+    "checkpoint_every": 2,
+    "seed": 3,
+    "precision": "fp32",
+    "threads": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Bit-identical results are promised at a fixed number of threads; forked processes must not share a pool."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_corpus(kind: str, sequences: int = 100) -> Corpus:
+    """Random sequences of 16 tokens (packed), or of 12 to 24 (by_length)."""
+    random = np.random.default_rng(5)
+    lengths = np.full(sequences, 16) if kind == "packed" else random.integers(12, 25, sequences)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = random.integers(5, WORDS, offsets[-1]).astype(np.uint16)
+    tokens[offsets[:-1]], tokens[offsets[1:] - 1] = 2, 3
+    part = Sequences(tokens, offsets)
+    counts = np.bincount(tokens, minlength=WORDS)
+    settings = {"batches": kind, "sequence_length": 24}
+    return Corpus(part, part, counts, {"settings": settings, "train": {"tokens": len(tokens), "sequences": sequences}})
+
+
+def make_teacher(seed: int = 1) -> Any:
+    """A small BERT without dropout."""
+    model = new_bert(
+        layers=2, hidden=16, heads=2, intermediate=32, max_positions=24, vocab_size=WORDS, pad_id=0, seed=seed
+    )
+    return model.eval()
+
+
+def make_training(
+    kind: str, settings: dict[str, Any], steps: int, group: Group, dropout: float, checkpoints: Path
+) -> loop._Training:
+    """A distillation of the small teacher on the random corpus."""
+    corpus = make_corpus(kind)
+    special = SimpleNamespace(all_special_ids=[0, 1, 2, 3, 4], mask_token_id=4, pad_token_id=0)
+    masking = Masking.of(corpus, special, 0.15, 0.7)
+    batches = Batches(
+        corpus, masking, settings["seed"], settings["batch_size"], settings["micro_batch_size"], "attended", group, CPU
+    )
+    teacher = make_teacher().requires_grad_(False)
+    student = build_student(
+        make_teacher(2),
+        (0,),
+        family="auto",
+        fold_token_types=False,
+        copy_head_transform=True,
+        random_init=False,
+        seed=0,
+    )
+    set_dropout(student, dropout)
+    held_out = HeldOut(heldout_batches(corpus.heldout, masking, 400, CPU), teacher)
+    objective = Distillation(student, teacher, held_out, LossWeights(5.0, 2.0, 1.0), 2.0, "fp32", False)
+    schedule = Schedule(steps, 1, settings["learning_rate"])
+    return loop._Training(objective, batches, schedule, settings, checkpoints, "one")
+
+
+def gradient_of_first_batch(
+    kind: str, micro_batch_size: int, group: Group, tmp_path: Path
+) -> tuple[torch.Tensor, list[float]]:
+    """The clipped gradient of the first batch as one vector, and the step's logged values."""
+    settings = SETTINGS | {"micro_batch_size": micro_batch_size, "max_grad_norm": 1e9}
+    training = make_training(kind, settings, 4, group, 0.0, tmp_path)
+    kept: list[torch.Tensor] = []
+
+    def keep_gradient() -> None:
+        gradients = [one.grad for one in training.parameters.values()]
+        kept.append(torch.cat([gradient.reshape(-1).clone() for gradient in gradients if gradient is not None]))
+
+    training.optimiser.step = keep_gradient  # type: ignore[method-assign, assignment]
+    row = training._advance(next(training.batches.from_step(0, 4)))
+    return kept[0], row
+
+
+@pytest.mark.parametrize("kind", ["packed", "by_length"])
+def test_gradient_does_not_depend_on_the_split(kind: str, tmp_path: Path) -> None:
+    """1 x 32, 8 x 4, 2 processes x 4 x 4: one gradient, to 1e-5, though micro-batches hold different counts."""
+    whole, row = gradient_of_first_batch(kind, 32, Group(0, 1), tmp_path)
+    assert whole.abs().max() > 1e-3
+    accumulated, row_accumulated = gradient_of_first_batch(kind, 4, Group(0, 1), tmp_path)
+    assert (whole - accumulated).abs().max() < 1e-5
+    assert row == pytest.approx(row_accumulated, rel=1e-5)
+
+    def save_gradient(group: Group) -> None:
+        gradient, _ = gradient_of_first_batch(kind, 4, group, tmp_path)
+        np.save(tmp_path / f"{group.rank}.npy", gradient.numpy())
+
+    assert run_group(save_gradient) == [0, 0]
+    for rank in (0, 1):
+        assert np.abs(np.load(tmp_path / f"{rank}.npy") - whole.numpy()).max() < 1e-5
+
+
+def test_micro_batches_hold_different_counts() -> None:
+    """Else the test above would pass with means of means as well."""
+    training = make_training("by_length", SETTINGS | {"micro_batch_size": 4}, 4, Group(0, 1), 0.0, Path("unused"))
+    batch = next(training.batches.from_step(0, 1))
+    counts = {(one.positions.counts.mlm, one.positions.counts.cosine) for one in batch.micro_batches}
+    assert len(batch.micro_batches) == 8
+    assert len(counts) > 2
+    assert sum(one.positions.counts.mlm for one in batch.micro_batches) == batch.counts.mlm
+    assert batch.counts.mlm == -(-batch.tokens * 15 // 100)
+
+
+def run_group(work: Callable[[Group], None], size: int = 2) -> list[int]:
+    """Run `work` in gloo processes as torchrun would start them; returns their exit codes (StepError: 3)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def enter(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
+        try:
+            work(join(CPU))
+        except StepError as error:
+            print(error)
+            os._exit(3)
+        os._exit(0)
+
+    forked = multiprocessing.get_context("fork")
+    processes = [forked.Process(target=enter, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode if process.exitcode is not None else 99 for process in processes]
+
+
+def run_forked(work: Callable[[], None]) -> int:
+    """Run `work` in a forked process; returns its exit code (-9: killed)."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    return process.exitcode if process.exitcode is not None else 99
+
+
+def train_to_end(folder: Path, steps: int = 7, group: Group | None = None, **changes: Any) -> loop._Training:
+    """One training with dropout, from whatever checkpoint lies there, to its end."""
+    settings = SETTINGS | {"micro_batch_size": 8} | changes
+    training = make_training("packed", settings, steps, group or Group(0, 1), 0.1, folder)
+    training.resume()
+    training.run()
+    return training
+
+
+def weights_of(training: loop._Training) -> dict[str, torch.Tensor]:
+    """Copies of the trained weights."""
+    return {name: one.detach().clone() for name, one in training.model.named_parameters()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+KILLS = ("before_step", "in_update", "before_save", "while_saving", "after_save", "in_evaluation")
+
+
+@pytest.mark.parametrize("place", KILLS)
+def test_killed_anywhere_ends_bit_identical(place: str, tmp_path: Path) -> None:
+    """SIGKILL at six places of a training with dropout, then a rerun: the weights and curves of an undisturbed one."""
+    undisturbed = train_to_end(tmp_path / "whole")
+
+    def killed() -> None:
+        torch.set_num_threads(1)
+        plant_kill(place)
+        train_to_end(tmp_path / "killed")
+
+    assert run_forked(killed) == -signal.SIGKILL
+    resumed = train_to_end(tmp_path / "killed")
+    assert same(weights_of(undisturbed), weights_of(resumed))
+    timeless = [[*row[:2], *row[3:9]] for row in undisturbed.curves.log]
+    assert [[*row[:2], *row[3:9]] for row in resumed.curves.log] == timeless
+    assert resumed.curves.heldout == undisturbed.curves.heldout
+    assert [row[0] for row in resumed.curves.heldout] == [0, 4, 7]
+
+
+def plant_kill(place: str) -> None:
+    """Make the fifth step's (or its checkpoint's) code kill this process."""
+
+    def die(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def at_call(number: int, original: Callable, before: bool) -> Callable:
+        calls = iter(range(1, 1000))
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            now = next(calls) == number
+            if now and before:
+                die()
+            result = original(*arguments, **named)
+            if now:
+                die()
+            return result
+
+        return wrapped
+
+    training = loop._Training
+    if place == "before_step":
+        training._advance = at_call(5, training._advance, True)  # type: ignore[method-assign]
+    elif place == "in_update":
+        torch.optim.AdamW.step = at_call(5, torch.optim.AdamW.step, False)  # type: ignore[method-assign]
+    elif place == "before_save":
+        loop.save_checkpoint = at_call(2, loop.save_checkpoint, True)
+    elif place == "while_saving":
+        checkpoints.sha256_file = at_call(2, checkpoints.sha256_file, False)
+    elif place == "after_save":
+        loop.save_checkpoint = at_call(2, loop.save_checkpoint, False)
+    elif place == "in_evaluation":
+        training._evaluate = at_call(2, training._evaluate, True)  # type: ignore[method-assign]
+
+
+def test_two_processes_survive_the_loss_of_one(tmp_path: Path) -> None:
+    """A killed process ends the other with a StepError; the rerun of both resumes and agrees with one process."""
+    folder = tmp_path / "group"
+
+    def lose_one(group: Group) -> None:
+        if group.rank == 1:
+            original, calls = loop._Training._advance, iter(range(1, 100))
+
+            def advance(training: Any, batch: Any) -> list[float]:
+                if next(calls) == 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(training, batch)
+
+            loop._Training._advance = advance  # type: ignore[method-assign, assignment]
+        train_to_end(folder, group=group)
+
+    assert run_group(lose_one) == [3, -signal.SIGKILL]
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+
+    def finish(group: Group) -> None:
+        training = train_to_end(folder, group=group)
+        weights = torch.cat([one.detach().reshape(-1) for one in training.model.parameters()])
+        np.save(tmp_path / f"{group.rank}.npy", weights.numpy())
+
+    assert run_group(finish) == [0, 0]
+    alone = train_to_end(tmp_path / "alone")
+    weights = torch.cat([one.detach().reshape(-1) for one in alone.model.parameters()]).numpy()
+    assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+    assert np.abs(np.load(tmp_path / "0.npy") - weights).max() < 1e-4
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """The last two checkpoints stay; with the newer one cut short the older one serves, and the end is the same."""
+    undisturbed = weights_of(train_to_end(tmp_path / "a"))
+    train_to_end(tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["step-00000006", "step-00000007"]
+    tensors = tmp_path / "b" / "step-00000007" / checkpoints.TENSORS
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    again = train_to_end(tmp_path / "b")
+    assert same(weights_of(again), undisturbed)
+    for folder in (tmp_path / "b").iterdir():
+        (folder / checkpoints.STATE).write_text("{")
+    assert same(weights_of(train_to_end(tmp_path / "b")), undisturbed)
+
+
+def test_checkpoint_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
+    """Another fingerprint means another training: its checkpoints are removed."""
+    checkpoints.save_checkpoint(tmp_path, 3, "other", {"model/x": torch.ones(2)}, {})
+    assert checkpoints.load_checkpoint(tmp_path, "one") is None
+    assert checkpoints.load_checkpoint(tmp_path, "other") is not None
+    training = train_to_end(tmp_path, steps=2)
+    assert training.step == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_bad_loss_stops_with_the_last_good_checkpoint(value: float, tmp_path: Path) -> None:
+    """NaN, infinity and an exploded loss name the step and leave the checkpoint before it."""
+    training = make_training("packed", SETTINGS, 6, Group(0, 1), 0.0, tmp_path)
+    original, calls = training.objective.share, iter(range(1, 100))
+
+    def share(batch: Any, counts: Any) -> Any:
+        objective, terms = original(batch, counts)
+        if next(calls) < 4:
+            return objective, terms
+        return objective * value, loop.LossTerms(terms.soft * value, terms.mlm, terms.cosine)
+
+    training.objective.share = share  # type: ignore[method-assign]
+    with pytest.raises(StepError, match="training step 4 of 6.*checkpoint of step 2 is kept"):
+        training.run()
+    assert checkpoints.load_checkpoint(tmp_path, "one")[0] == 2  # type: ignore[index]
+
+
+def test_interrupt_saves_the_step_it_reached(tmp_path: Path) -> None:
+    """Ctrl-C between updates writes a checkpoint and goes on to end the process."""
+    training = make_training("packed", SETTINGS | {"checkpoint_every": 100}, 6, Group(0, 1), 0.0, tmp_path)
+    original, calls = training.objective.share, iter(range(1, 100))
+
+    def share(batch: Any, counts: Any) -> Any:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return original(batch, counts)
+
+    training.objective.share = share  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            training.run()
+        except KeyboardInterrupt:
+            training.save_if_quick()
+            raise
+    assert checkpoints.load_checkpoint(tmp_path, "one")[0] == 3  # type: ignore[index]
+
+
+def test_distillation_learns(tmp_path: Path) -> None:
+    """Forty steps bring a student cut from another network towards a teacher with opinions of its own."""
+    settings = SETTINGS | {"learning_rate": 5e-3}
+    training = make_training("packed", settings, 40, Group(0, 1), 0.0, tmp_path)
+    teacher = training.objective.teacher  # type: ignore[attr-defined]
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight.mul_(20)
+    before = training.objective.heldout()[2]
+    for batch in training.batches.from_step(0, 40):
+        training._advance(batch)
+    after = training.objective.heldout()[2]
+    assert before is not None
+    assert after is not None
+    assert after < 0.8 * before
+
+
+def test_mlm_head_alone_trains_first(tmp_path: Path) -> None:
+    """In the first head_only steps the encoder stays bit for bit; then it trains, with a warm-up of its own."""
+    corpus = make_corpus("packed")
+    special = SimpleNamespace(all_special_ids=[0, 1, 2, 3, 4], mask_token_id=4, pad_token_id=0)
+    masking = Masking.of(corpus, special, 0.15, 0.7)
+    batches = Batches(corpus, masking, 0, 32, 32, "none", Group(0, 1), CPU)
+    model = make_teacher()
+    objective = MaskedLanguageModelling(model, HeldOut([], None), "fp32", False)
+    schedule = Schedule(6, 2, 1e-2, head_only=3)
+    training = loop._Training(objective, batches, schedule, SETTINGS, tmp_path, "one")
+    encoder = {name: one.detach().clone() for name, one in model.base_model.named_parameters()}
+    head = model.cls.predictions.transform.dense.weight.detach().clone()
+    for number, batch in enumerate(batches.from_step(0, 4)):
+        if number == 3:
+            assert same(encoder, dict(model.base_model.named_parameters()))
+            assert not torch.equal(head, model.cls.predictions.transform.dense.weight)
+        training._advance(batch)
+    assert not same(encoder, dict(model.base_model.named_parameters()))
+    training.save()
+    resumed = loop._Training(objective, batches, schedule, SETTINGS, tmp_path, "one")
+    resumed.resume()
+    assert resumed.step == 4
+
+
+def test_schedule() -> None:
+    """Hand-computed: 10 steps, 2 of warm-up, peak 1; the encoder waits for 4 and warms up again."""
+    schedule = Schedule(10, 2, 1.0, head_only=4)
+    rates = [schedule.rate(step) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert [schedule.encoder_rate(step) for step in (0, 3, 4, 5, 9)] == pytest.approx([0, 0, 3 / 8, 5 / 8, 1 / 8])
+    assert Schedule(1, 0, 1.0).rate(0) == 1.0
+    assert Schedule(1, 1, 1.0).rate(0) == 1.0
+
+
+def test_total_steps() -> None:
+    """The smaller of both budgets, 0 meaning none."""
+    assert total_steps(1000, 0, per_epoch=7, batch_size=10, tokens_per_sequence=10) == 10
+    assert total_steps(0, 2.5, per_epoch=7, batch_size=10, tokens_per_sequence=10) == 17
+    assert total_steps(1000, 1, per_epoch=7, batch_size=10, tokens_per_sequence=10) == 7
+    assert total_steps(1, 0, per_epoch=7, batch_size=10, tokens_per_sequence=10) == 1
+
+
+def test_batches_are_a_function_of_the_step() -> None:
+    """Starting in the middle gives the same batches; epochs differ in order and masks, and cover the text."""
+    training = make_training("packed", SETTINGS, 9, Group(0, 1), 0.0, Path("unused"))
+    everything = list(training.batches.from_step(0, 9))
+    later = list(training.batches.from_step(4, 9))
+    for one, other in zip(everything[4:], later, strict=True):
+        assert torch.equal(one.micro_batches[0].input_ids, other.micro_batches[0].input_ids)
+        assert torch.equal(one.micro_batches[0].positions.rows, other.micro_batches[0].positions.rows)
+    corpus = training.batches.corpus
+    orders = [corpus.epoch_batches(3, epoch, 32) for epoch in (0, 1)]
+    assert orders[0].shape == (3, 32)
+    assert len(set(orders[0].ravel())) == 96
+    assert not np.array_equal(*orders)
