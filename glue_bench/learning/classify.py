@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from glue_bench.data.batching import Batch, Encoded, gather, prediction_batches, training_batches
 from glue_bench.errors import StepError
 from glue_bench.learning.dropout import ATTENTION, MaskStream, cheap_dropout
+from glue_bench.learning.first_position import first_position_only
 from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.models import forward_inputs
 from glue_bench.learning.narrowing import narrowed_vocabulary
@@ -64,7 +65,7 @@ def task_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, weight: fl
     T^2 KL(softmax(teacher / T) || softmax(logits / T)), or squared error. Without a teacher the hard part alone.
     Source: Hinton et al. 2015, section 2; Sanh et al. 2019, section 3 ("two steps of distillation").
     """
-    logits = logits.float()
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     regression = labels.is_floating_point()
     hard = F.mse_loss(logits[:, 0], labels, reduction="sum") if regression else None
     if hard is None:
@@ -100,6 +101,7 @@ def train(
         torch.random.fork_rng(devices=devices),
         narrowed_vocabulary(model, encoded.to(device), wanted=recipe.weight_decay == 0.0) as known,
         cheap_dropout(model, stream),
+        first_position_only(model),
         tqdm(total=steps, unit="step", leave=False, disable=not is_terminal(), desc=name) as bar,
     ):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -140,7 +142,7 @@ def predict(model: PreTrainedModel, encoded: Encoded, precision: str) -> np.ndar
     tokens = PREDICTED_TOKENS[device.type]
     batches = prediction_batches(known, tokens)
     model.eval()
-    with autocast(device, precision):
+    with autocast(device, precision), first_position_only(model):
         while batches:
             try:
                 logits[batches[0].rows] = forward(known, batches[0]).float()

@@ -88,7 +88,7 @@ def cheap_dropout(model: PreTrainedModel, stream: MaskStream) -> Iterator[None]:
             setattr(parent, name, child.train(getattr(parent, name).training))
 
 
-def _attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -118,5 +118,5 @@ def _attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
+AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

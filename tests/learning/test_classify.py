@@ -1,0 +1,396 @@
+"""The fine-tuning loop: the gradient of the batch, however it is computed, and shortcuts that change no result."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from glue_bench.data.batching import Encoded
+from glue_bench.errors import StepError
+from glue_bench.learning import classify
+from glue_bench.learning.classify import Forward, Recipe, SoftTargets, longest_input, predict, task_loss, train
+from glue_bench.learning.dropout import MaskStream, StreamDropout, cheap_dropout
+from glue_bench.learning.first_position import LAST_LAYERS, first_position_only
+from glue_bench.learning.models import set_dropout
+from glue_bench.learning.narrowing import narrowed_vocabulary
+
+WORDS = 60
+BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BERT |= {"vocab_size": WORDS, "max_position_embeddings": 40, "pad_token_id": 1, "initializer_range": 0.2}
+DISTILBERT = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": WORDS, "initializer_range": 0.2}
+RECIPE = Recipe(
+    learning_rate=1e-3,
+    batch_size=8,
+    epochs=2,
+    warmup=0.1,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    seed=0,
+    precision="fp32",
+)
+
+
+def classifier(family: str = "bert", outputs: int = 2, dropout: float = 0.0, **changes: Any) -> PreTrainedModel:
+    settings = DISTILBERT | {"pad_token_id": 1} if family == "distilbert" else BERT
+    config = CONFIG_MAPPING[family](**settings | {"num_labels": outputs} | changes)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    set_dropout(model, dropout)
+    return model
+
+
+def examples(count: int, words: int = WORDS, seed: int = 0) -> Encoded:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 20, count)
+    ids = np.concatenate([rng.integers(2, words, lengths.sum()), np.full(32, 1)]).astype(np.int32)
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+    return Encoded(torch.from_numpy(ids), None, starts, lengths, 1, 32, 0)
+
+
+def labels(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 2, count)
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def differences(model: nn.Module, other: nn.Module) -> float:
+    theirs = weights(other)
+    return max(float((value - theirs[name]).abs().max()) for name, value in weights(model).items())
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return Recipe(**{**recipe.__dict__, **changes})
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+def test_hard_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0]])
+    loss = task_loss(logits, torch.tensor([0, 0]), None, weight=0.0, temperature=1.0)
+    assert loss.item() == pytest.approx(np.log(2) - np.log(3 / 4))
+    squared = task_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([2.0, 5.0]), None, weight=0.0, temperature=1.0)
+    assert squared.item() == pytest.approx(1.0 + 4.0)
+
+
+def test_soft_loss_by_hand() -> None:
+    """T = 2, teacher (3/4, 1/4) and student (1/2, 1/2) at that temperature."""
+    teacher, student = torch.tensor([[2 * np.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])
+    kl = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+    loss = task_loss(student, torch.tensor([1]), teacher, weight=0.25, temperature=2.0)
+    assert loss.item() == pytest.approx(0.75 * np.log(2) + 0.25 * 4 * kl, rel=1e-6)
+    assert task_loss(teacher, torch.tensor([1]), teacher, weight=1.0, temperature=2.0).item() == pytest.approx(
+        0, abs=1e-7
+    )
+    loss = task_loss(torch.tensor([[1.0]]), torch.tensor([3.0]), torch.tensor([[4.0]]), weight=0.25, temperature=2.0)
+    assert loss.item() == pytest.approx(0.75 * 4 + 0.25 * 9)
+
+
+# -- training against an independent reference -------------------------------------------------------------------------
+
+
+def reference(model: PreTrainedModel, encoded: Encoded, wanted: np.ndarray, recipe: Recipe) -> None:
+    """The protocol written down plainly: padded batches, the model's own loss, plain AdamW, a schedule by formula."""
+    model.train()
+    decays = [one for one in model.parameters() if one.ndim > 1]
+    others = [one for one in model.parameters() if one.ndim <= 1]
+    groups = [{"params": decays, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, foreach=False, fused=False)
+    epochs = range(recipe.epochs)
+    batches = [
+        batch
+        for epoch in epochs
+        for batch in classify.training_batches(encoded, recipe.batch_size, seed=recipe.seed, epoch=epoch)
+    ]
+    warm = int(np.ceil(recipe.warmup * len(batches)))
+    for step, batch in enumerate(batches):
+        ids = torch.full((len(batch.index), 32), 1)
+        for row, example in enumerate(batch.index):
+            length = encoded.lengths[example]
+            ids[row, :length] = encoded.ids[encoded.starts[example] : encoded.starts[example] + length].long()
+        loss = model(input_ids=ids, attention_mask=(ids != 1).long(), labels=torch.from_numpy(wanted[batch.index])).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        rate = step / warm if step < warm else (len(batches) - step) / (len(batches) - warm)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        optimiser.step()
+        optimiser.zero_grad()
+    model.eval()
+
+
+@pytest.mark.parametrize(("family", "decay"), [("bert", 0.0), ("bert", 0.1), ("distilbert", 0.0), ("roberta", 0.0)])
+def test_training_equals_a_plain_reference(family: str, decay: float) -> None:
+    """Grouped lengths, dropped masks, narrowed words and the short last layer change nothing but the time."""
+    ours = classifier(family).double()  # in fp32 Adam makes whole steps of the rounding errors of gradients that are 0
+    theirs = copy.deepcopy(ours)
+    encoded, wanted, recipe = examples(30, words=20), labels(30), changed(RECIPE, weight_decay=decay)
+    done = train(ours, encoded, wanted, recipe, None, "test")
+    reference(theirs, encoded, wanted, recipe)
+    assert differences(ours, classifier(family)) > 1e-3
+    assert differences(ours, theirs) < 1e-8
+    assert (done.steps, done.examples, done.tokens) == (8, 60, 2 * encoded.tokens)
+    assert not ours.training and ours.config._attn_implementation == "sdpa"
+    assert not any(isinstance(module, StreamDropout) for module in ours.modules())
+
+
+def test_regression_is_trained_on_squared_errors() -> None:
+    model, encoded = classifier(outputs=1), examples(40)
+    values = (encoded.lengths / 4.0).astype(np.float64)
+    done = train(model, encoded, values, changed(RECIPE, epochs=10, learning_rate=5e-3), None, "test")
+    first = np.mean(values[classify.training_batches(encoded, 8, seed=0, epoch=0)[0].index] ** 2)
+    assert done.first_loss == pytest.approx(first, rel=0.5)
+    assert done.last_loss < 0.5 * done.first_loss
+
+
+def test_the_result_is_a_function_of_the_seed() -> None:
+    def trained(seed: int) -> PreTrainedModel:
+        torch.manual_seed(int(torch.randint(1000, ()).item()))  # whatever the state of torch's generator is
+        model = classifier(dropout=0.3)
+        torch.rand(seed + 3)
+        train(model, examples(30), labels(30), changed(RECIPE, seed=seed), None, "test")
+        return model
+
+    assert differences(trained(1), trained(1)) == 0.0
+    assert differences(trained(1), trained(2)) > 1e-4
+
+
+def test_training_leaves_the_callers_random_state_alone() -> None:
+    model = classifier(dropout=0.1)
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    train(model, examples(16), labels(16), RECIPE, None, "test")
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_soft_targets_pull_towards_the_teacher() -> None:
+    encoded, wanted = examples(32), labels(32)
+    teacher = torch.from_numpy(np.where(wanted[:, None] == [0, 1], -3.0, 3.0).astype(np.float32))  # the opposite
+    model = classifier()
+    recipe = changed(RECIPE, epochs=30, learning_rate=5e-3)
+    train(model, encoded, wanted, recipe, SoftTargets(teacher, weight=1.0, temperature=2.0), "test")
+    assert (predict(model, encoded, "fp32").argmax(1) == 1 - wanted).mean() > 0.9
+
+
+def test_nan_is_an_error_that_says_where() -> None:
+    model = classifier()
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    with pytest.raises(StepError, match=r"^test: the loss is nan at step 1 of 8; lower learning_rate"):
+        train(model, examples(30), labels(30), RECIPE, None, "test")
+    assert model.get_input_embeddings().num_embeddings == WORDS  # whole again after the error
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let forward passes of more than `most` examples run out of memory; returns the sizes that were tried."""
+    tried: list[int] = []
+    plain = Forward.__call__
+
+    def limited(self: Forward, encoded: Encoded, batch: Any) -> torch.Tensor:
+        tried.append(len(batch.index))
+        if len(batch.index) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, encoded, batch)
+
+    monkeypatch.setattr(Forward, "__call__", limited)
+    return tried
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = classifier().double(), classifier().double()
+    encoded, wanted = examples(32), labels(32)
+    undisturbed = train(whole, encoded, wanted, RECIPE, None, "test")
+    tried = small_memory(monkeypatch, 3)
+    done = train(parts, encoded, wanted, RECIPE, None, "test")
+    assert tried[:3] == [8, 4, 2] and set(tried[3:]) == {2}
+    assert done.micro_batch_size == 2 and undisturbed.micro_batch_size == 8
+    assert len(done.notes) == 2 and "micro-batches of 2, the batch stays 8" in done.notes[1]
+    assert undisturbed.notes == () and done.steps == undisturbed.steps
+    assert done.last_loss == pytest.approx(undisturbed.last_loss, abs=1e-5)
+    assert differences(whole, parts) < 1e-8
+
+
+def test_no_memory_for_one_example_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, 0)
+    with pytest.raises(StepError, match="test: out of memory with one example at a time; lower max_length"):
+        train(classifier(), examples(8), labels(8), RECIPE, None, "test")
+
+
+def test_prediction_survives_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoded = classifier(), examples(50)
+    wanted = predict(model, encoded, "fp32")
+    small_memory(monkeypatch, 5)
+    assert np.allclose(predict(model, encoded, "fp32"), wanted, atol=1e-6)
+
+
+# -- prediction --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+def test_prediction_equals_one_example_at_a_time(family: str) -> None:
+    model, encoded = classifier(family, outputs=3), examples(25)
+    logits = predict(model, encoded, "fp32")
+    for i in (0, 7, 24):
+        ids = encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].long()[None]
+        with torch.no_grad():
+            assert np.allclose(logits[i], model(input_ids=ids).logits[0], atol=1e-5)
+
+
+def test_bf16_is_used_where_asked_for() -> None:
+    model, encoded = classifier(), examples(10)
+    full, half = predict(model, encoded, "fp32"), predict(model, encoded, "bf16")
+    assert full.dtype == half.dtype == np.float32
+    assert 0 < np.abs(full - half).max() < 0.1
+    done = train(model, encoded, labels(10), changed(RECIPE, precision="bf16"), None, "test")
+    assert np.isfinite(done.last_loss) and next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 40), ("roberta", 38), ("distilbert", 64)])
+def test_longest_input(family: str, positions: int) -> None:
+    """RoBERTa counts positions from the padding's number plus one (here 2), so two of its 40 are never used."""
+
+    class Words:
+        pad_token_id, model_max_length = 1, 64
+
+    model = classifier(family)
+    assert longest_input(model, Words(), 128) == positions
+    assert longest_input(model, Words(), 16) == 16
+
+
+# -- the last layer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", sorted(LAST_LAYERS))
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_last_layer_is_needed_at_the_first_position_only(family: str, padded: bool) -> None:
+    model = classifier(family)
+    ids = torch.randint(2, WORDS, (4, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    ids[mask == 0] = 1
+    inputs = {"input_ids": ids} | ({"attention_mask": mask} if padded else {})
+
+    def outputs_and_gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        logits = model(**inputs).logits
+        logits.square().sum().backward()
+        return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    whole = outputs_and_gradients()
+    with first_position_only(model):
+        assert model.base_model(**inputs).last_hidden_state.shape[1] == 1
+        short = outputs_and_gradients()
+    assert model.base_model(**inputs).last_hidden_state.shape[1] == 9
+    assert len(whole) == len(short)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, short, strict=True))
+
+
+# -- dropout -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.25, 0.9, 1e-5])
+def test_masks_drop_with_the_probability_and_keep_the_mean(probability: float) -> None:
+    stream = MaskStream(0)
+    count = 4_000_000
+    mask = stream.mask(torch.empty(count), probability)
+    values = mask.unique()
+    assert values[0] == 0 and values[1] == pytest.approx(1 / (1 - probability)) and len(values) == 2
+    deviation = (probability * (1 - probability) / count) ** 0.5
+    assert abs(float((mask == 0).float().mean(dtype=torch.float64)) - probability) < 4 * deviation + 1 / 65536
+
+
+def test_the_threshold_is_rounded_at_random_so_that_the_probability_is_exact() -> None:
+    """A probability of a quarter of one of the 65,536 levels: most masks drop nothing, the others one in 65,536."""
+    stream = MaskStream(1)
+    probability = 0.25 / 65536
+    dropped = np.array([int((stream.mask(torch.empty(65536 * 4), probability) == 0).sum()) for _ in range(600)])
+    assert abs(dropped.mean() - 1.0) < 0.4  # one in 262,144 on average
+    assert 0.68 < (dropped == 0).mean() < 0.84  # 3/4 with the lower threshold, and e^-4 of the rest
+
+
+def test_elements_are_independent() -> None:
+    mask = MaskStream(2).mask(torch.empty(1_000_000), 0.3) == 0
+    kept = mask.double() - 0.3
+    for lag in (1, 2, 3, 4, 8, 1000):
+        assert abs(float((kept[lag:] * kept[:-lag]).mean())) < 4 * 0.21 / 1000
+
+
+def test_masks_follow_from_the_key() -> None:
+    stream, like = MaskStream(7, 1), torch.empty(33, 5)
+    first, second = stream.mask(like, 0.5), stream.mask(like, 0.5)
+    assert not torch.equal(first, second)
+    stream.restart(7, 1)
+    assert torch.equal(stream.mask(like, 0.5), first)
+    stream.restart(7, 2)
+    assert not torch.equal(stream.mask(like, 0.5), first)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_cheap_dropout_has_torchs_distribution(family: str) -> None:
+    """Mean and spread of the logits over many draws, attention with padding included, against nn.Dropout's."""
+    model = classifier(family, dropout=0.2).train()
+    ids = torch.randint(2, WORDS, (2, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    inputs = {"input_ids": ids.repeat(3000, 1), "attention_mask": mask.repeat(3000, 1)}
+
+    def drawn() -> torch.Tensor:
+        with torch.no_grad():
+            return model(**inputs).logits.view(3000, 2, 2).double()
+
+    torch.manual_seed(0)
+    theirs = drawn()
+    with cheap_dropout(model, MaskStream(3)):
+        assert model.training and all(module.training for module in model.modules())
+        ours = drawn()
+    deviation = theirs.std(0) / 3000**0.5
+    assert bool(((ours.mean(0) - theirs.mean(0)).abs() < 5 * deviation).all())
+    assert torch.allclose(ours.std(0), theirs.std(0), rtol=0.1)
+    assert float(theirs.std(0).min()) > 0.01
+
+
+def test_without_dropout_the_attention_is_torchs() -> None:
+    model = classifier().train()
+    ids = torch.randint(2, WORDS, (3, 6))
+    wanted = model(input_ids=ids).logits
+    with cheap_dropout(model, MaskStream(0)):
+        assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-6)
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_narrowed_model_says_the_same() -> None:
+    for family in ("bert", "roberta"):
+        model, encoded = classifier(family), examples(20, words=15)
+        wanted = predict(model, encoded, "fp32")
+        before = weights(model)
+        with narrowed_vocabulary(model, encoded, wanted=True) as known:
+            assert model.get_input_embeddings().num_embeddings == 15
+            assert np.array_equal(predict(model, known, "fp32"), wanted)
+        assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+        assert np.array_equal(predict(model, encoded, "fp32"), wanted)
+
+
+def test_the_vocabulary_stays_whole_where_that_would_not_be_exact_or_not_pay() -> None:
+    few, many = examples(20, words=15), examples(200)
+    for encoded, wanted in ((few, False), (many, True)):
+        model = classifier()
+        with narrowed_vocabulary(model, encoded, wanted=wanted) as known:
+            assert known is encoded and model.get_input_embeddings().num_embeddings == WORDS
+    shared = classifier()
+    shared.other = nn.Linear(16, WORDS)
+    shared.other.weight = shared.get_input_embeddings().weight
+    with narrowed_vocabulary(shared, few, wanted=True) as known:
+        assert known is few
