@@ -6,11 +6,14 @@ Every model gets the same token ids in the same batches. Tokenising and padding 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+
+from glue_bench.data.batching import encode
 
 Batch = dict[str, torch.Tensor]
 
@@ -113,19 +116,20 @@ class Work:
         """Shape of each batch."""
         return [tuple(batch["input_ids"].shape) for batch in self.batches]
 
+    @property
+    def largest(self) -> int:
+        """Index of the batch with the most tokens, padding included."""
+        return max(range(len(self.batches)), key=lambda i: self.batches[i]["input_ids"].numel())
+
 
 def stsb_examples(parquet: Path, tokenizer: Any, max_length: int) -> list[Example]:
     """The dev pairs in their order, cut to `max_length` tokens (longest sentence first)."""
     pairs = pd.read_parquet(parquet, columns=["sentence1", "sentence2"])
-    encoded = tokenizer(
-        list(pairs["sentence1"]), list(pairs["sentence2"]), truncation="longest_first", max_length=max_length
-    )
-    return [Example(tuple(ids), _first_sentence(encoded, i)) for i, ids in enumerate(encoded["input_ids"])]
-
-
-def _first_sentence(encoded: Any, i: int) -> int:
-    sequences = encoded.sequence_ids(i)
-    return sequences.index(1) if 1 in sequences else len(sequences)
+    encoded = encode(tokenizer, [list(pairs["sentence1"]), list(pairs["sentence2"])], max_length)
+    ids = encoded.ids.tolist()
+    types = [0] * len(ids) if encoded.types is None else encoded.types.tolist()
+    bounds = pairwise(encoded.starts.tolist())
+    return [Example(tuple(ids[start:end]), end - start - sum(types[start:end])) for start, end in bounds]
 
 
 def stsb_lengths(max_length: int, seed: int) -> list[int]:
@@ -147,6 +151,18 @@ def random_examples(lengths: Sequence[int], tokenizer: Any, seed: int) -> list[E
         ids = (tokenizer.cls_token_id, *words[:half], tokenizer.sep_token_id, *words[half:], tokenizer.sep_token_id)
         examples.append(Example(ids[:length], min(half + 2, length)))
     return examples
+
+
+def within_vocabulary(examples: Sequence[Example], vocabulary: int) -> list[Example]:
+    """The same lengths with every id that a smaller vocabulary lacks replaced by its last entry."""
+    return [Example(tuple(min(token, vocabulary - 1) for token in one.ids), one.first) for one in examples]
+
+
+def check_batches(pool: Sequence[Example], pad: int) -> list[Batch]:
+    """Batches on which two backends are compared: three rows with padding, and the longest pair alone."""
+    by_length = sorted(pool, key=lambda example: len(example.ids))
+    mixed = [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
+    return [padded(mixed, pad), padded(by_length[-1:], pad)]
 
 
 def work_of(scenario: str, batch_sizes: Sequence[int], pool: Sequence[Example], settings: Mapping[str, Any],

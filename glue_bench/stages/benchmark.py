@@ -1,0 +1,252 @@
+"""benchmark: how large the models are, and how long they take on the same inputs, taking turns.
+
+benchmark/size counts; benchmark/cpu and benchmark/cuda time. Every model is timed as a classifier with one output, as
+for STS-B; its head has random weights, which no time depends on. All models, backends and precisions of one scenario
+are timed interleaved, so that any two rows of it can be compared pass by pass.
+"""
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from glue_bench import machine
+from glue_bench.learning.classify import longest_input
+from glue_bench.learning.models import count_parameters, load_classifier, load_tokenizer
+from glue_bench.plan import Step
+from glue_bench.records import Timing
+from glue_bench.store import Store
+from glue_bench.tasks import TASKS
+from glue_bench.timing.backends import BACKENDS, Ready, Source, Unavailable
+from glue_bench.timing.clock import Limits, event_stopwatch, interleave, wall_stopwatch, warm_up
+from glue_bench.timing.conditions import between, snapshot
+from glue_bench.timing.lengths import (
+    Batch,
+    Example,
+    Work,
+    check_batches,
+    random_examples,
+    stsb_examples,
+    stsb_lengths,
+    within_vocabulary,
+    work_of,
+)
+from glue_bench.timing.memory import cuda_memory, held, peak_rise, process_memory
+
+STSB = "prepare/glue/stsb"
+MEGABYTE = 1e6
+LONGEST = 512  # tokens; no pair of STS-B comes near
+# An fp32 backend whose logits are further than this from eager's computes something else; its time would mean nothing.
+SAME_LOGITS = 1e-3
+MEMORY_MEANS = (
+    "what the weights hold (ONNX: what opening a second session takes) plus the rise of memory while the scenario's "
+    "largest batch runs, after warm-up, in units of 1e6 bytes; process: {how}; device: "
+    "torch.cuda.max_memory_allocated; on CUDA the weights lie on the device"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one backend in one precision: ready to be timed, or the reason why it is not."""
+
+    model: str
+    backend: str
+    precision: str
+    ready: Ready | None = None
+    skipped: str = ""
+    logit_difference: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique within a step."""
+        return f"{self.model} {self.backend} {self.precision}"
+
+
+def run(step: Step, store: Store, device: str) -> dict[str, Any]:
+    """Run benchmark/size, benchmark/cpu or benchmark/cuda; the device is the one in the step's settings.
+
+    Returns {"sizes": {model: Size}}, or {"timings": [Timing, ...], "groups": what the machine did meanwhile, ...}.
+    """
+    folders = {model: store.folder(source) / "model" for model, source in step.settings["models"].items()}
+    if step.name == "benchmark/size":
+        return {"sizes": {model: asdict(count_parameters(folder)) for model, folder in folders.items()}}
+    machine.use_threads(step.settings["threads"])
+    with tempfile.TemporaryDirectory() as scratch:
+        return _time_all(step, store, folders, Path(scratch))
+
+
+def _time_all(step: Step, store: Store, folders: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
+    settings = step.settings
+    device = machine.torch_device(settings["device"])
+    tokenizer = load_tokenizer(next(iter(folders.values())))  # the teacher's, for all
+    models = {
+        name: load_classifier(folder, TASKS["stsb"], seed=settings["seed"]).to(device)
+        for name, folder in folders.items()
+    }
+    longest = min(longest_input(model, tokenizer, LONGEST) for model in models.values())
+    pool, source = _examples(step, store, tokenizer, longest)
+    pool = within_vocabulary(pool, min(model.config.vocab_size for model in models.values()))
+    checks = check_batches(pool, tokenizer.pad_token_id)
+    rows = []
+    for name, model in models.items():
+        (scratch / name).mkdir()
+        source_of_rows = Source(model, device, settings["threads"], scratch / name, checks[0])
+        rows += _rows(name, source_of_rows, checks, settings)
+    works = [
+        work
+        for scenario in settings["scenarios"]
+        for work in work_of(scenario, settings["batch_sizes"], pool, settings, tokenizer, longest)
+    ]
+    timings, groups = [], []
+    for work in tqdm(works, desc=step.name, unit="scenario", disable=not machine.is_terminal()):
+        measured, group = _time_together(work, rows, device, settings)
+        timings += measured
+        groups.append(group)
+    return {
+        "timings": [asdict(timing) for timing in timings],
+        "groups": groups,
+        "inputs": {
+            "source": source,
+            "pairs": len(pool),
+            "mean_tokens": round(sum(len(one.ids) for one in pool) / len(pool), 1),
+            "max_length": longest,
+        },
+        "clock": "CUDA events" if device.type == "cuda" else "time.perf_counter",
+        "memory": MEMORY_MEANS.format(how=process_memory().how),
+        "head": "one output, random weights",
+        "versions": installed_versions(),
+    }
+
+
+def _examples(step: Step, store: Store, tokenizer: Any, longest: int) -> tuple[list[Example], str]:
+    """The pairs that scenarios draw from, and what they are."""
+    if STSB in step.needs:
+        return stsb_examples(store.folder(STSB) / "validation.parquet", tokenizer, longest), f"the dev set of {STSB}"
+    seed = step.settings["seed"]
+    pool = random_examples(stsb_lengths(longest, seed), tokenizer, seed)
+    return pool, "random tokens in the lengths of the STS-B dev set"
+
+
+def _rows(model: str, source: Source, checks: Sequence[Batch], settings: Mapping[str, Any]) -> list[Row]:
+    """A row for each backend and precision asked for, its logits compared with those of eager fp32."""
+    expected = [_logits(BACKENDS["eager"].load(source, "fp32"), batch) for batch in checks]
+    rows = []
+    for backend in settings["backends"]:
+        for precision in BACKENDS[backend].wanted(settings["precisions"]):
+            row = Row(model, backend, precision)
+            try:
+                ready = BACKENDS[backend].load(source, precision)
+                pairs = zip(expected, checks, strict=True)
+                difference = max((_logits(ready, batch) - logits).abs().max().item() for logits, batch in pairs)
+            except Unavailable as reason:
+                rows.append(replace(row, skipped=str(reason)))
+                continue
+            if not math.isfinite(difference):
+                rows.append(replace(row, skipped="its logits are not finite"))
+                continue
+            itself = (backend, precision) == ("eager", "fp32")
+            row = replace(row, ready=ready, logit_difference=None if itself else difference)
+            if precision == "fp32" and difference > SAME_LOGITS:
+                row = replace(row, ready=None, skipped=f"its logits differ from eager's by up to {difference:.2g}")
+            rows.append(row)
+    return rows
+
+
+def _logits(ready: Ready, batch: Batch) -> torch.Tensor:
+    with torch.inference_mode():
+        return ready.logits(ready.forward(ready.place(batch)))
+
+
+def _time_together(
+    work: Work, rows: Sequence[Row], device: torch.device, settings: Mapping[str, Any]
+) -> tuple[list[Timing], dict[str, Any]]:
+    """Warm up every row, measure its memory, then time all rows in turns. Returns timings and what is said of them."""
+    on_gpu = device.type == "cuda"
+    watch = event_stopwatch(torch.cuda) if on_gpu else wall_stopwatch(time.perf_counter, lambda: None)
+    limits = Limits(settings["min_passes"], settings["min_seconds"], settings["max_seconds"])
+    calls: dict[str, list[Any]] = {}
+    call_s: dict[str, float] = {}
+    timings = {
+        row.name: Timing(
+            model=row.model,
+            device=device.type,
+            device_name=settings["machine"],
+            backend=row.backend,
+            precision=row.precision,
+            scenario=work.scenario,
+            batch_size=work.batch_size,
+            examples=work.examples,
+            samples_s=(),
+            pass_s=(),
+            threads=settings["threads"],
+            bytes_on_disk=row.ready.bytes_on_disk if row.ready else None,
+            largest_logit_difference=row.logit_difference,
+            skipped=row.skipped,
+        )
+        for row in rows
+    }
+    with torch.inference_mode():
+        for row in rows:
+            if row.ready is None:
+                continue
+            placed = [partial(row.ready.forward, row.ready.place(batch)) for batch in work.batches]
+            try:
+                call_s[row.name] = warm_up(placed, work.shapes, watch)
+            except (MemoryError, torch.OutOfMemoryError):
+                timings[row.name] = replace(timings[row.name], skipped="out of memory")
+                continue
+            calls[row.name] = placed
+            timings[row.name] = replace(timings[row.name], **_memory(row.ready, work.batches[work.largest], on_gpu))
+        if not calls:
+            return list(timings.values()), {"scenario": work.scenario, "batch_size": work.batch_size, "order": []}
+        before = snapshot(device.type)
+        measured = interleave(calls, min(call_s.values()), work.whole_pass, limits, watch, time.perf_counter)
+        meanwhile = between(before, snapshot(device.type))
+    for name, one in measured.items():
+        samples, passes = (tuple(round(value, 9) for value in values) for values in (one.samples_s, one.pass_s))
+        timings[name] = replace(timings[name], samples_s=samples, pass_s=passes)
+    passes = len(next(iter(measured.values())).pass_s)
+    group = {
+        "scenario": work.scenario,
+        "batch_size": work.batch_size,
+        "order": list(calls),
+        "passes": passes,
+        "stopped_by_max_seconds": passes < limits.min_passes,
+        **meanwhile,
+    }
+    return list(timings.values()), group
+
+
+def _memory(ready: Ready, batch: Batch, on_gpu: bool) -> dict[str, float]:
+    """Peak memory of process and device in MB while a batch runs, after warm-up; see MEMORY_MEANS."""
+    process, weights = process_memory(), ready.weight_bytes
+    if ready.open_again is not None:
+        ready, weights = held(process, ready.open_again)
+    call = partial(ready.forward, ready.place(batch))
+    _, rise = peak_rise(process, call)
+    if not on_gpu:
+        return {"peak_memory_mb": round((weights + rise) / MEGABYTE, 2)}
+    _, device_rise = peak_rise(cuda_memory(torch.cuda), call)
+    return {
+        "peak_memory_mb": round(rise / MEGABYTE, 2),
+        "device_memory_mb": round((weights + device_rise) / MEGABYTE, 2),
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what ran, as far as it is installed."""
+    names = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
