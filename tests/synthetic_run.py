@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -81,30 +82,46 @@ def make_run(
 def report_again(store: Store) -> dict[str, Any]:
     """Run the stages report and check on a synthetic run, as the pipeline would; returns what report returned.
 
-    Figures, which take most of the time, are not drawn: their files hold one byte.
+    The figures are not drawn.
     """
     config = config_from(json.loads((store.root / "config.json").read_text()), "config.json")
     steps = plan(config, FACTS, HashMemo(None))
     known = fingerprints(steps)
-    drawings = ("retention_figure", "scatter_figure", "parameters_figure", "losses_figure")
-    with mock.patch.multiple(build, png=lambda _: b".", **{name: lambda *_: None for name in drawings}):
+    with undrawn():
         for step, stage in zip(steps[-2:], (report, check), strict=True):
             record(store, step, known, stage.run(step, store, "cpu"))
     return store.result("report")
 
 
+def undrawn() -> AbstractContextManager[Any]:
+    """Figures, which take most of a report's time, become files of one byte."""
+    drawings = ("retention_figure", "scatter_figure", "parameters_figure", "losses_figure")
+    return mock.patch.multiple(build, png=lambda _: b".", **{name: lambda *_: None for name in drawings})
+
+
 @cache
 def reported_run() -> Store:
-    """A complete run with its report, made once; tests that change something take a copy."""
+    """A complete run on nine tasks with three seeds, with its report; made once, never to be changed."""
+    return make_run(_kept_folder())
+
+
+@cache
+def small_run() -> Store:
+    """As reported_run, on two tasks with two seeds: for tests that compute the tables many times."""
+    return make_run(_kept_folder(), settings(data={"tasks": ["rte", "mnli"]}, finetune={"seeds": [0, 1]}))
+
+
+def copy_run(results: Path, original: Store | None = None) -> Store:
+    """A copy of small_run (or another) to damage."""
+    original = original or small_run()
+    shutil.copytree(original.root, results / original.run)
+    return Store(results, original.run)
+
+
+def _kept_folder() -> Path:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    return make_run(Path(folder.name))
-
-
-def copy_run(results: Path, name: str = "synthetic") -> Store:
-    """A copy of `reported_run` to damage."""
-    shutil.copytree(reported_run().root, results / name)
-    return Store(results, name)
+    return Path(folder.name)
 
 
 def record(store: Store, step: Step, known: dict[str, str], result: dict[str, Any]) -> None:

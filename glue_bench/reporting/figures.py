@@ -117,7 +117,7 @@ def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Se
     _retention_axis(axes, labelled=True)
     for place, student in enumerate(students):
         fill = "0.1" if place == 0 else "white"
-        style = {"linestyle": "", "color": "0.1", "markerfacecolor": fill, "label": f"{short(student)} "}
+        style = {"linestyle": "", "color": "0.1", "markerfacecolor": fill, "label": _label(student)}
         axes.plot([], [], marker=MARKERS[place], **style)
     _legend(axes)
     return figure
@@ -171,7 +171,7 @@ def losses_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
             grey = LINE_GREYS[number // len(LINE_STYLES) % len(LINE_GREYS)]
             marker = "o" if len(curve.x) < 3 else None
             (line,) = axes.plot(curve.x, curve.y, linestyle=style, color=grey, linewidth=1.3, marker=marker)
-            line.set_label(f"{short(curve.name)} ")  # a trailing space: matplotlib hides labels that start with "_"
+            line.set_label(_label(curve.name))
         axes.set_title(title, fontsize=9, loc="left", parse_math=False)
         axes.set_xlabel("tokens", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -220,6 +220,11 @@ def _name_column(axes: Axes, points: Sequence[Point]) -> None:
             parse_math=False,
             arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkB": 5, "relpos": (0, 0.5)},
         )
+
+
+def _label(name: str) -> str:
+    """A name for a legend, behind a space, as matplotlib leaves out labels that start with an underscore."""
+    return f" {short(name)}"
 
 
 def _legend(axes: Axes) -> None:

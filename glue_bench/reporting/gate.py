@@ -91,7 +91,7 @@ def untrusted(folder: Path) -> str:
         if name not in files:
             return f"{folder / name}: not in the report's record; run report again"
     if damaged := damaged_file(folder, files, hash_all=True):
-        return f"{damaged} after the report wrote it; run report again"
+        return f"{damaged} since the report was written; run report again"
     return ""
 
 

@@ -62,7 +62,7 @@ def _record(
         if record["settings"].get(key) != value:
             yield f"{where}: {key} is {record['settings'].get(key)!r}, the config says {value!r}"
     if damaged := damaged_file(run.root / step, record["outputs"], hash_all=True):
-        yield f"{damaged} since {where} was written"
+        yield f"{damaged}, says {where}"
     if step.startswith("finetune/") and PREDICTIONS_FILE not in record["outputs"]:
         yield f"{where}: {PREDICTIONS_FILE} is not among its files"
 
@@ -111,7 +111,7 @@ def _tables(analysis: Analysis, records: Mapping[str, Mapping[str, Any]]) -> Ite
         yield "report: has not been written yet"
         return
     if damaged := damaged_file(root, report["result"].get("files", {}), hash_all=True):
-        yield f"{damaged} since the report was written"
+        yield f"{damaged}, says report/{RECORD}"
     command = report["result"].get("command") or repeat_command(analysis.run)
     expected, finding = build_tables(analysis, command)
     if report["result"].get("headline") != finding:

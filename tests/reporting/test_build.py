@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from synthetic_run import SKILL, change_predictions, copy_run, make_run, reported_run, settings
+from synthetic_run import SKILL, change_predictions, copy_run, make_run, reported_run, settings, small_run
 
 from glue_bench.config import config_from, load_config, plain
 from glue_bench.data.predictions import Predictions, read_predictions, write_predictions
@@ -175,7 +175,7 @@ def test_figures_that_the_report_shows_are_written() -> None:
 
 @pytest.mark.slow
 def test_building_twice_gives_the_same_bytes() -> None:
-    first, second = build(reported_run().root), build(reported_run().root)
+    first, second = build(small_run().root), build(small_run().root)
     assert first == second
     assert all(first[name].startswith(b"\x89PNG") for name in first if name.endswith(".png"))
 
@@ -203,7 +203,7 @@ def test_nothing_has_run_yet(tmp_path: Path) -> None:
 
 
 def test_steps_of_an_older_config_are_not_reported(tmp_path: Path) -> None:
-    store = make_run(tmp_path, reported=False)
+    store = copy_run(tmp_path)
     config = json.loads((store.root / "config.json").read_text())
     config["students"] = config["students"][:1]
     write_atomic(store.root / "config.json", json.dumps(config))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import copy_run, make_run, report_again, reported_run, settings
+from synthetic_run import copy_run, make_run, report_again, settings, small_run
 
 from glue_bench.config import Check
 from glue_bench.errors import UserError
@@ -114,7 +114,7 @@ def test_the_baseline() -> None:
 
 
 def test_check_judges_what_is_stored_with_the_thresholds_given() -> None:
-    folder = reported_run().root
+    folder = small_run().root
     kept = json.loads((folder / "summary.json").read_text())["models"]["copied-2"]["retention"]["value"]
     assert check_run(folder, **NOTHING) == Gate(True, ("no threshold is set; nothing was asked",))
     assert check_run(folder, **NOTHING | {"min_retention": kept - 0.01}).passed
@@ -149,8 +149,9 @@ def test_check_of_a_run_without_report(tmp_path: Path) -> None:
 
 def test_the_configs_baseline_goes_with_the_run(tmp_path: Path) -> None:
     baseline = tmp_path / "before.json"
-    baseline.write_bytes((reported_run().root / "summary.json").read_bytes())
-    store = make_run(tmp_path, settings(check={"baseline": str(baseline)}))
+    baseline.write_bytes((small_run().root / "summary.json").read_bytes())
+    tasks = {"data": {"tasks": ["rte", "mnli"]}, "finetune": {"seeds": [0, 1]}}
+    store = make_run(tmp_path, settings(check={"baseline": str(baseline)}, **tasks))
     baseline.unlink()
     assert check_run(store.root, **NOTHING).passed
     assert (store.root / "baseline.json").is_file()

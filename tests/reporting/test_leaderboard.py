@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from synthetic_run import reported_run
+from synthetic_run import small_run
 
 from glue_bench.reporting.leaderboard import leaderboard, update_leaderboard
 
@@ -84,7 +84,7 @@ def test_no_run_yet(tmp_path: Path) -> None:
 
 
 def test_the_report_stage_writes_it() -> None:
-    results = reported_run().results
+    results = small_run().results
     assert [row["model"] for row in rows(results)] == ["distil-2", "copied-2"]
     assert (results / "leaderboard.csv").read_text() == leaderboard(results)[1]
     assert (results / "leaderboard.md").read_text() == leaderboard(results)[0]

@@ -1,0 +1,79 @@
+"""Percentiles and speed-ups from raw timings, by hand; what was not timed says why."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from synthetic_run import copy_run
+
+from glue_bench.records import Timing
+from glue_bench.reporting.analysis import analyse
+from glue_bench.reporting.build import build_tables
+from glue_bench.reporting.efficiency import efficiency_rows, latencies, speedups
+from glue_bench.reporting.run_folder import RunFolder, load_run
+from glue_bench.store import Store
+
+TEACHER = Timing("teacher", "cpu", "a processor", "eager", "fp32", "stsb-pass", 1, 10, (2.0, 2.0), (2.0, 2.0))
+STUDENT = replace(TEACHER, model="distil-2", samples_s=(1.0, 1.0), pass_s=(1.0, 1.0), peak_memory_mb=50.0)
+
+
+def timed(store: Store, *timings: Timing, device: str = "cpu") -> RunFolder:
+    path = store.folder(f"benchmark/{device}") / "record.json"
+    path.parent.mkdir(exist_ok=True)
+    content = json.loads((store.folder("benchmark/cpu") / "record.json").read_text())
+    content["step"] = f"benchmark/{device}"
+    content["result"]["timings"] = [asdict(one) for one in timings]
+    path.write_text(json.dumps(content))
+    return load_run(store.root)
+
+
+def test_latencies_by_hand() -> None:
+    samples = tuple(one / 1000 for one in range(1, 101))
+    found = latencies(replace(TEACHER, samples_s=samples, pass_s=(2.0, 3.0), examples=50))
+    assert found["mean_ms"] == pytest.approx(50.5) and found["p50_ms"] == pytest.approx(50.5)
+    assert found["p90_ms"] == pytest.approx(90.1) and found["p99_ms"] == pytest.approx(99.01)
+    assert found["examples_per_second"] == pytest.approx(2 * 50 / 5.0)
+
+
+def test_speedup_is_against_the_teacher_in_the_same_conditions(tmp_path: Path) -> None:
+    batched = replace(STUDENT, batch_size=8, scenario="throughput")
+    run = timed(copy_run(tmp_path), TEACHER, STUDENT, batched)
+    rows = efficiency_rows(run)
+    assert [row["speedup"] for row in rows] == [1.0, 2.0, None]
+    assert (rows[1]["speedup_low"], rows[1]["speedup_high"]) == (2.0, 2.0)
+    assert rows[1]["mean_ms"] == 1000.0 and rows[1]["peak_memory_mb"] == 50.0
+    assert speedups(run, rows, "distil-2")["cpu"].value == 2.0
+    assert speedups(run, rows, "copied-2")["cpu"].reason
+
+
+def test_the_summary_has_the_papers_scenario_and_no_other(tmp_path: Path) -> None:
+    other = [replace(one, precision="bf16") for one in (TEACHER, replace(STUDENT, pass_s=(0.1, 0.1)))]
+    run = timed(copy_run(tmp_path), *other, TEACHER, STUDENT)
+    summary = json.loads(build_tables(analyse(run), "")[0]["summary.json"])
+    assert summary["models"]["distil-2"]["speedup"]["cpu"]["value"] == 2.0
+
+
+def test_cuda_is_reported_where_it_was_timed(tmp_path: Path) -> None:
+    store = copy_run(tmp_path)
+    gpu = [replace(one, device="cuda", device_name="a GPU", device_memory_mb=70.0) for one in (TEACHER, STUDENT)]
+    tables = build_tables(analyse(timed(store, *gpu, device="cuda")), "")[0]
+    assert json.loads(tables["summary.json"])["models"]["distil-2"]["speedup"]["cuda"]["value"] == 2.0
+    assert "2.00x [2.00, 2.00] as fast on GPU" in tables["report.md"].splitlines()[0]
+    assert "no CUDA device" not in tables["report.md"]
+
+
+def test_skipped_rows_say_why(tmp_path: Path) -> None:
+    skipped = replace(STUDENT, backend="compile", samples_s=(), pass_s=(), skipped="no C++ compiler | here")
+    run = timed(copy_run(tmp_path), TEACHER, STUDENT, skipped)
+    tables = build_tables(analyse(run), "")[0]
+    assert "cpu compile fp32 (distil-2): no C++ compiler &#124; here" in tables["report.md"]
+    assert tables["efficiency.csv"].splitlines()[-1].startswith("distil-2,cpu,compile,fp32,stsb-pass,1,10,,,,,,,,,")
+
+
+def test_exported_forms_show_their_size_and_their_difference(tmp_path: Path) -> None:
+    int8 = replace(STUDENT, backend="onnx-int8", precision="int8", bytes_on_disk=3_000_000)
+    run = timed(copy_run(tmp_path), TEACHER, STUDENT, replace(int8, largest_logit_difference=0.0125))
+    report = build_tables(analyse(run), "")[0]["report.md"]
+    line = next(one for one in report.splitlines() if "onnx-int8" in one and "0.013" in one or "0.012" in one)
+    assert "3.0" in line

@@ -1,0 +1,73 @@
+"""The report stage: files listed with their hashes, older figures gone, weights pruned as asked, edits noticed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic_run import FACTS, change_predictions, copy_run, make_run, report_again, settings, small_run
+
+from glue_bench.config import config_from
+from glue_bench.inputs import HashMemo
+from glue_bench.plan import explain, fingerprints, plan
+from glue_bench.reporting.run_folder import load_run
+from glue_bench.reporting.scores import score_run
+from glue_bench.store import Store, sha256_file
+
+TASKS = {"data": {"tasks": ["rte"]}}
+
+
+def weights(store: Store, model: str) -> list[int]:
+    folders = store.root.glob(f"finetune/{model}/rte/seed-*/weights")
+    return sorted(int(folder.parent.name.removeprefix("seed-")) for folder in folders)
+
+
+def test_every_file_is_listed_with_its_hash() -> None:
+    root = small_run().root
+    files = small_run().result("report")["files"]
+    for name in ("summary.json", "scores.csv", "retention.csv", "efficiency.csv", "report.md", "config.json"):
+        assert (
+            files[name]["sha256"] == sha256_file(root / name) and files[name]["bytes"] == (root / name).stat().st_size
+        )
+    assert "figures/retention.png" in files
+
+
+def test_an_edited_table_makes_the_step_damaged(tmp_path: Path) -> None:
+    store = copy_run(tmp_path)
+    config = config_from(json.loads((store.root / "config.json").read_text()), "config.json")
+    steps = plan(config, FACTS, HashMemo(None))
+    known = fingerprints(steps)
+    report = next(step for step in steps if step.name == "report")
+    assert store.state("report", known["report"], explain(report, known)).kind == "done"
+    (store.root / "retention.csv").write_text("model\n")
+    assert store.state("report", known["report"], explain(report, known)).kind == "damaged"
+
+
+@pytest.mark.parametrize(("keep", "left"), [("all", 3), ("median", 1), ("none", 0)])
+def test_weights_are_kept_as_asked(keep: str, left: int, tmp_path: Path) -> None:
+    store = make_run(tmp_path, settings(finetune={"seeds": [0, 1, 2], "keep_weights": keep}, **TASKS))
+    for model in ("teacher", "distil-2", "copied-2"):
+        kept = weights(store, model)
+        assert len(kept) == left
+        if keep == "median":
+            by_seed = score_run(load_run(store.root)).headlines[model]["rte"].by_seed
+            assert by_seed[kept[0]] == sorted(by_seed.values())[1]
+    assert store.result("report")["weights_deleted"] == 3 * (3 - left)
+    assert len(list(store.root.glob("finetune/*/rte/seed-*/predictions.parquet"))) == 10
+
+
+def test_an_unfinished_row_keeps_its_weights(tmp_path: Path) -> None:
+    store = make_run(tmp_path, settings(**TASKS), without=lambda step: step == "finetune/distil-2/rte/seed-2")
+    assert weights(store, "distil-2") == [0, 1] and len(weights(store, "teacher")) == 1
+
+
+def test_a_new_report_replaces_the_old_one(tmp_path: Path) -> None:
+    store = make_run(tmp_path, settings(**TASKS))
+    (store.root / "figures" / "old.png").write_bytes(b"old")
+    before = (store.root / "scores.csv").read_text()
+    change_predictions(store, "finetune/distil-2/rte/seed-0", lambda prediction: 1 - prediction)
+    report_again(store)
+    assert not (store.root / "figures" / "old.png").exists()
+    assert (store.root / "scores.csv").read_text() != before
+    board = (store.results / "leaderboard.csv").read_text()
+    kept = json.loads((store.root / "summary.json").read_text())["models"]["distil-2"]["retention"]["value"]
+    assert repr(kept) in board
