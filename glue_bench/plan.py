@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from glue_bench.config import Config, Student, distill_settings, plain, task_settings
@@ -69,9 +70,18 @@ def plan(config: Config, facts: Facts, memo: Any) -> tuple[Step, ...]:
     done_before = tuple(step.name for step in steps)
     report = {"title": config.title, "config": config.name, **plain(config.report)}
     report["keep_weights"] = config.finetune.keep_weights
-    steps.append(Step("report", report | {"source": source_kind(config.data.glue)}, done_before))
-    steps.append(Step("check", plain(config.check), ("report",)))
+    report |= {"source": source_kind(config.data.glue), "check": check_settings(config)}
+    baseline = {}
+    if config.check.baseline:
+        baseline["baseline"] = Input(config.check.baseline, memo.identity(Path(config.check.baseline)))
+    steps.append(Step("report", report, done_before, baseline))
+    steps.append(Step("check", check_settings(config), ("report",)))
     return tuple(steps)
+
+
+def check_settings(config: Config) -> dict[str, Any]:
+    """The gate's thresholds; of the baseline only whether there is one, as its content is an input of report."""
+    return plain(config.check) | {"baseline": bool(config.check.baseline)}
 
 
 def weights_step(config: Config, model: str) -> str:

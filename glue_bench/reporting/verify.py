@@ -13,7 +13,7 @@ from typing import Any
 from glue_bench.config import Config, distill_settings, plain, task_settings
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import GlueBenchError, StepError
-from glue_bench.plan import fingerprint
+from glue_bench.plan import check_settings, fingerprint
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.build import build_tables
 from glue_bench.reporting.report_background import repeat_command
@@ -84,7 +84,7 @@ def _settings(config: Config, step: str) -> dict[str, Any]:
         case ["benchmark", device] if device != "size":
             return plain(config.benchmark)
         case ["check"]:
-            return plain(config.check)
+            return check_settings(config)
     return {}
 
 
