@@ -29,11 +29,12 @@ from glue_bench.data.predictions import (
 from glue_bench.errors import StepError, UserError
 from glue_bench.learning.classify import Recipe, SoftTargets, longest_input, predict, train
 from glue_bench.learning.metrics import score_with_warnings
-from glue_bench.learning.models import load_classifier, load_finetuned, load_tokenizer, quiet, set_dropout
+from glue_bench.learning.models import load_classifier, load_finetuned, load_tokenizer, set_dropout
+from glue_bench.learning.saving import save_model
 from glue_bench.machine import torch_device, use_threads
 from glue_bench.plan import Step
 from glue_bench.records import Score, Training
-from glue_bench.store import Store, atomic_folder
+from glue_bench.store import Store
 from glue_bench.tasks import TASKS, Task
 
 AX = "ax"  # the split name of the diagnostic set among MNLI's predictions
@@ -100,9 +101,8 @@ def _fine_tuned(step: Step, store: Store, task: Task, device: torch.device) -> t
     recipe = Recipe(**{one.name: settings[one.name] for one in fields(Recipe)})
     soft = _soft_targets(store, settings, examples, device)
     training = train(model, encoded, examples.label, recipe, soft, step.name)
-    with atomic_folder(folder / "weights") as partial, quiet():
-        model.save_pretrained(partial)
-        words.tokenizer.save_pretrained(partial)
+    card = f"# {step.name}\n\n{task.title}, {training.steps} steps of fine-tuning by glue_bench.\n"
+    save_model(model, words.tokenizer, folder / "weights", card, {})
     if settings.get("train_logits"):
         logits = predict(model, encoded, settings["precision"])
         write_train_logits(folder / TRAIN_LOGITS_FILE, examples.idx, logits)
