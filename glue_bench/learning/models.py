@@ -71,17 +71,6 @@ def load_masked_lm(folder: Path, *, seed: int) -> tuple[PreTrainedModel, bool]:
     return model, not missing
 
 
-def load_teacher(folder: Path) -> PreTrainedModel:
-    """A ...ForMaskedLM to distil from. Raises UserError where its MLM head was never trained."""
-    model, has_head = load_masked_lm(folder, seed=0)
-    if not has_head:
-        raise UserError(
-            f"{folder}: the weights have no MLM head, so their soft targets would be noise; "
-            "set pretrain.tokens, and pretrain gives them one"
-        )
-    return model
-
-
 def load_classifier(folder: Path, task: Task, *, seed: int) -> PreTrainedModel:
     """Pre-trained weights with a new head for a task, drawn with `seed`; what head there was is not used.
 
