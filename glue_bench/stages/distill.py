@@ -73,7 +73,8 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(source)
     teacher, has_head = load_masked_lm(source, seed=settings["seed"])
     trains = settings["tokens"] > 0 or settings["epochs"] > 0
-    if trains and not (has_head and store.result(settings["teacher"]).get("has_mlm_head", True)):
+    has_head = has_head and store.result(settings["teacher"]).get("has_mlm_head", True)
+    if trains and not has_head:
         raise UserError(
             f"{step.name}: the teacher's weights have no trained MLM head, so their soft targets would be noise; "
             "set pretrain.tokens, and pretrain gives them one"

@@ -370,6 +370,24 @@ def test_distillation_learns(tmp_path: Path) -> None:
     assert after < 0.8 * before
 
 
+def test_bf16_computes_the_same_loss(tmp_path: Path) -> None:
+    """Autocast student, cast teacher: the terms of fp32 to about two digits, weights and their gradients in fp32."""
+    rows = []
+    for precision in ("fp32", "bf16"):
+        settings = SETTINGS | {"precision": precision, "batch_size": 4, "micro_batch_size": 2}
+        training = make_training("by_length", settings, 4, Group(0, 1), 0.0, tmp_path)
+        teacher = training.objective.teacher  # type: ignore[attr-defined]
+        with torch.no_grad():
+            teacher.get_input_embeddings().weight.mul_(20)
+        if precision == "bf16":
+            teacher.to(torch.bfloat16)
+        rows.append(training._advance(next(training.batches.from_step(0, 4))))
+        assert all(one.dtype == torch.float32 for one in training.parameters.values())
+        assert len(training.objective.heldout()) == 3
+    assert rows[1] == pytest.approx(rows[0], rel=0.05)
+    assert rows[1] != rows[0]
+
+
 def test_mlm_head_alone_trains_first(tmp_path: Path) -> None:
     """In the first head_only steps the encoder stays bit for bit; then it trains, with a warm-up of its own."""
     corpus = make_corpus("packed")
