@@ -57,10 +57,13 @@ def leaderboard(results: Path) -> tuple[str, str]:
 
 def _run_folders(results: Path) -> list[Path]:
     """Folders with a summary. A run that was published unchanged is listed once, where it is published."""
-    published = [path.parent for path in sorted((results / "published").glob("*/summary.json"))]
-    known = {folder.name: (folder / "summary.json").read_bytes() for folder in published}
+    published = {path.parent.name: path.parent for path in sorted((results / "published").glob("*/summary.json"))}
     here = [path.parent for path in sorted(results.glob("*/summary.json"))]
-    return published + [one for one in here if known.get(one.name) != (one / "summary.json").read_bytes()]
+    return [*published.values(), *(one for one in here if not _same_summary(one, published.get(one.name)))]
+
+
+def _same_summary(folder: Path, other: Path | None) -> bool:
+    return other is not None and (folder / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
 
 
 def _rows(summary: Mapping[str, Any], folder: Path, results: Path) -> list[dict[str, Any]]:
