@@ -64,6 +64,7 @@ class Teacher:
     heads: int = setting(4, "shape from scratch: attention heads", low=1)
     intermediate: int = setting(512, "shape from scratch: width of the feed-forward layer", low=8)
     max_positions: int = setting(128, "shape from scratch: longest sequence", low=8)
+    initializer_range: float = setting(0.02, "shape from scratch: deviation of the random weights", above=0, high=1)
     vocabulary: int = setting(0, "shape from scratch: vocabulary; 0: that of the embedded text", low=0)
     finetuned: Mapping[str, str] = field(default_factory=dict, metadata={"help": "task -> a fine-tuned checkpoint"})
 

@@ -131,8 +131,7 @@ def _prepare(config: Config, memo: Any) -> list[Step]:
             "max_dev_rows": data.max_dev_rows,
         }
         settings |= {"predict_test": data.predict_test, "seed": data.seed}
-        if kind == "hub":
-            settings["revision"] = data.revision
+        settings["revision"] = data.revision if kind == "hub" else ""
         steps.append(Step(f"prepare/glue/{task}", settings, (), glue_inputs(data.glue, task, memo)))
     steps.append(_weights(teacher.name, teacher.weights, teacher.revision, _shape(config), memo))
     for student in config.students:
@@ -154,7 +153,7 @@ def _diagnostics(config: Config) -> tuple[str, ...]:
 
 
 def _shape(config: Config) -> dict[str, Any]:
-    names = ("layers", "hidden", "heads", "intermediate", "max_positions", "vocabulary")
+    names = ("layers", "hidden", "heads", "intermediate", "max_positions", "initializer_range", "vocabulary")
     return {name: getattr(config.teacher, name) for name in names} | {"seed": config.pretrain.seed}
 
 

@@ -137,6 +137,7 @@ def new_bert(
     heads: int,
     intermediate: int,
     max_positions: int,
+    initializer_range: float,
     vocab_size: int,
     pad_id: int,
     seed: int,
@@ -150,6 +151,7 @@ def new_bert(
         num_attention_heads=heads,
         intermediate_size=intermediate,
         max_position_embeddings=max_positions,
+        initializer_range=initializer_range,
         vocab_size=vocab_size,
         pad_token_id=pad_id,
     )

@@ -68,7 +68,7 @@ def _glue(step: Step, store: Store) -> dict[str, Any]:
             row.name,
             split,
             seed=settings["seed"],
-            revision=settings.get("revision", ""),
+            revision=settings["revision"],
             cache=store.cache / "datasets" if settings["source"] == "hub" else None,
         )
         result["available"][split] = table.num_rows
@@ -145,6 +145,7 @@ def _new_model(shape: Mapping[str, Any], folder: Path) -> None:
         heads=shape["heads"],
         intermediate=shape["intermediate"],
         max_positions=shape["max_positions"],
+        initializer_range=shape["initializer_range"],
         vocab_size=len(words),
         pad_id=tokenizer.pad_token_id,
         seed=shape["seed"],

@@ -70,7 +70,15 @@ def make_corpus(kind: str, sequences: int = 100) -> Corpus:
 def make_teacher(seed: int = 1) -> Any:
     """A small BERT without dropout."""
     model = new_bert(
-        layers=2, hidden=16, heads=2, intermediate=32, max_positions=24, vocab_size=WORDS, pad_id=0, seed=seed
+        layers=2,
+        hidden=16,
+        heads=2,
+        intermediate=32,
+        max_positions=24,
+        initializer_range=0.02,
+        vocab_size=WORDS,
+        pad_id=0,
+        seed=seed,
     )
     return model.eval()
 

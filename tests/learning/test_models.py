@@ -54,7 +54,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 def bert(seed: int = 0) -> PreTrainedModel:
     return new_bert(
-        layers=2, hidden=16, heads=2, intermediate=24, max_positions=20, vocab_size=40, pad_id=0, seed=seed
+        layers=2,
+        hidden=16,
+        heads=2,
+        intermediate=24,
+        max_positions=20,
+        initializer_range=0.02,
+        vocab_size=40,
+        pad_id=0,
+        seed=seed,
     ).eval()
 
 
@@ -342,7 +350,17 @@ def test_new_models_follow_their_seed() -> None:
     )
     assert torch.equal(torch.random.get_rng_state(), before)
     with pytest.raises(UserError, match="3 heads do not divide the width 16"):
-        new_bert(layers=1, hidden=16, heads=3, intermediate=8, max_positions=8, vocab_size=9, pad_id=0, seed=0)
+        new_bert(
+            layers=1,
+            hidden=16,
+            heads=3,
+            intermediate=8,
+            max_positions=8,
+            initializer_range=0.02,
+            vocab_size=9,
+            pad_id=0,
+            seed=0,
+        )
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
