@@ -1,0 +1,115 @@
+"""How repeatable is a speed-up? The same measurement several times, interleaved as the tool does it and, beside it, one
+model after the other as it is often done.
+
+    python benchmarks/speedup_repeats.py [--config shapes] [--repeats 5] [--device cpu] [--set key=value ...]
+
+Prepares (and distils, where the config trains) in a temporary folder, or in --results. Prints a table and, as its last
+line, one JSON object: for each row and method the speed-ups, their median and the largest deviation from it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tabulate import tabulate
+
+from glue_bench.config import Config, load_config, with_machine
+from glue_bench.inputs import HashMemo
+from glue_bench.machine import cpu_name, facts
+from glue_bench.plan import Step, plan
+from glue_bench.records import Timing, from_json
+from glue_bench.reporting.statistics import ratio_interval
+from glue_bench.stages import benchmark
+from glue_bench.store import Store
+
+METHODS = ("interleaved", "one after the other")
+
+
+def prepare(options: argparse.Namespace, results: Path) -> None:
+    """Bring every step that `benchmark` needs to done, by the command line."""
+    for verb in ("prepare", "distill"):
+        command = [sys.executable, "-m", "glue_bench", verb, "--config", options.config, "--results", str(results)]
+        subprocess.run([*command, "--run", "repeats", *(["--set", *options.set] if options.set else [])], check=True)
+
+
+def key_of(one: Timing) -> tuple[str, ...]:
+    """What must be equal for two timings to be compared."""
+    return (one.backend, one.precision, one.scenario, str(one.batch_size))
+
+
+def speedups(timings: list[Timing], config: Config) -> dict[tuple[str, ...], float]:
+    """(student, backend, precision, scenario, batch size) -> speed-up, as the report computes it."""
+    teacher = {key_of(one): one for one in timings if one.model == config.teacher.name and not one.skipped}
+    found = {}
+    for one in timings:
+        if one.model != config.teacher.name and not one.skipped and key_of(one) in teacher:
+            passes = min(len(one.pass_s), len(teacher[key_of(one)].pass_s))
+            pair = teacher[key_of(one)].pass_s[:passes], one.pass_s[:passes]
+            found[(one.model, *key_of(one))] = ratio_interval(*pair, resamples=100, seed=0).value
+    return found
+
+
+def measure(step: Step, store: Store, device: str, interleaved: bool) -> tuple[list[Timing], list[dict[str, Any]]]:
+    """One measurement of all models together, or of each by itself, and what the machine did meanwhile."""
+    models: Mapping[str, str] = step.settings["models"]
+    groups = [dict(models)] if interleaved else [{name: source} for name, source in models.items()]
+    results = [
+        benchmark.run(replace(step, settings={**step.settings, "models": group}), store, device) for group in groups
+    ]
+    timings = [from_json(Timing, one) for result in results for one in result["timings"]]
+    return timings, [group for result in results for group in result["groups"]]
+
+
+def main() -> None:
+    """Measure, print, and end with one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="shapes")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--results", type=Path, help="kept; otherwise a temporary folder")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value")
+    options = parser.parse_args()
+    config = with_machine(load_config(options.config, options.set), device=options.device)
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store(options.results or Path(temporary), "repeats")
+        prepare(options, store.results)
+        steps = plan(config, facts(config.machine), HashMemo(None))
+        step = next(one for one in steps if one.name == f"benchmark/{options.device}")
+        found: dict[str, list[dict[tuple[str, ...], float]]] = {method: [] for method in METHODS}
+        others = []
+        for repeat in range(options.repeats):
+            for method in METHODS:
+                timings, groups = measure(step, store, options.device, method == METHODS[0])
+                found[method].append(speedups(timings, config))
+                others.append(fmean(group["cores_busy_with_others"] for group in groups))
+            print(f"repeat {repeat + 1} of {options.repeats} done", file=sys.stderr)
+    table, figures = [], []
+    for method, repeats in found.items():
+        for key in repeats[0]:
+            values = [one[key] for one in repeats]
+            middle = median(values)
+            worst = max(abs(value / middle - 1) for value in values)
+            table.append([*key, method, *(f"{value:.3f}" for value in values), f"{middle:.3f}", f"{100 * worst:.1f} %"])
+            names = ("model", "backend", "precision", "scenario", "batch_size")
+            row = dict(zip(names, key, strict=True)) | {"method": method, "speedups": values}
+            figures.append(row | {"median": middle, "largest_deviation": worst})
+    head = ["student", "backend", "precision", "scenario", "batch", "method", *(str(i + 1) for i in range(len(values)))]
+    print(tabulate(table, headers=[*head, "median", "worst"], disable_numparse=True))
+    print(f"{step.settings['machine']}; cores busy with others meanwhile: {fmean(others):.2f}")
+    summary = {"config": options.config, "device": options.device, "cpu": cpu_name(), "rows": figures}
+    print(json.dumps(summary | {"cores_busy_with_others": others}))
+
+
+if __name__ == "__main__":
+    main()
