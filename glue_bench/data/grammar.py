@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 
 # kind -> its members; the two genres share verbs, places and adjectives, not nouns
 GENRES: dict[str, dict[str, tuple[str, ...]]] = {
-    "farm": {"animal": ("dog", "cat", "horse", "wolf", "goat", "tiger"), "bird": ("duck", "hawk", "owl", "parrot")},
-    "town": {
-        "worker": ("teacher", "doctor", "farmer", "baker", "nurse", "pilot"),
-        "artist": ("singer", "painter", "dancer", "actor"),
-    },
+    "farm": {"animal": ("dog", "cat", "horse", "goat"), "bird": ("duck", "hawk", "owl", "parrot")},
+    "town": {"worker": ("teacher", "doctor", "baker", "pilot"), "artist": ("singer", "painter", "dancer", "actor")},
 }
 KINDS = {kind: members for genre in GENRES.values() for kind, members in genre.items()}
 KIND_OF = {member: kind for kind, members in KINDS.items() for member in members}
 NOUNS = tuple(KIND_OF)
-IRREGULAR_PLURALS = {"wolf": "wolves"}
 
-# two words, one meaning; base form -> past tense, which is the participle too
+# the people of the events: names of women and of men
+WOMEN = ("anna", "clara", "emma", "julia", "laura", "maria")
+MEN = ("david", "jacob", "oscar", "paul", "simon", "victor")
+NAMES = WOMEN + MEN
+
+# two words, one meaning
 VERB_PAIRS = (
     ("chase", "pursue"),
     ("help", "assist"),
@@ -28,8 +29,6 @@ VERB_PAIRS = (
     ("push", "shove"),
     ("greet", "welcome"),
     ("follow", "trail"),
-    ("scare", "frighten"),
-    ("call", "phone"),
 )
 VERBS = tuple(verb for pair in VERB_PAIRS for verb in pair)
 INTRANSITIVE = ("jump", "dance", "laugh", "wait", "rest")
@@ -37,7 +36,7 @@ ADJECTIVE_PAIRS = (("big", "large"), ("small", "little"), ("fast", "quick"), ("h
 SINGLE_ADJECTIVES = ("old", "young", "brown", "white")
 ADJECTIVES = tuple(word for pair in ADJECTIVE_PAIRS for word in pair) + SINGLE_ADJECTIVES
 SYNONYM = {a: b for pair in VERB_PAIRS + ADJECTIVE_PAIRS for a, b in (pair, pair[::-1])}
-PLACES = ("park", "garden", "forest", "street", "barn", "kitchen", "school", "market")
+PLACES = ("park", "garden", "forest", "street", "school", "market")
 TIMES = ("monday", "tuesday", "friday", "sunday")
 
 # reviews
@@ -52,15 +51,14 @@ DOER_REASONS = ("brave", "proud", "bold", "eager")
 TARGET_REASONS = ("lost", "weak", "shy", "afraid")
 
 FUNCTION_WORDS = tuple(
-    "a all although an and are because but by did do does everybody hated he i in indeed instead is it liked loved "
-    "near no nobody knows of on one perhaps some surely that the there these they this was we were when where who "
-    "whom yes never so disliked them , . ?".split()
+    """a all although an and are because but by dislike do does hate he i in indeed instead is it like love near never no
+    nobody knows not of on perhaps she some surely the these they this we when where who whom yes , . ?""".split()  # noqa: SIM905
 )
 
 
 def plural(noun: str) -> str:
     """The plural of a noun."""
-    return IRREGULAR_PLURALS.get(noun, noun + "s")
+    return noun + "s"
 
 
 def third_person(verb: str) -> str:
@@ -68,8 +66,8 @@ def third_person(verb: str) -> str:
     return verb + ("es" if verb.endswith(("sh", "ch")) else "s")
 
 
-def past(verb: str) -> str:
-    """The past tense and participle; every verb here is regular."""
+def participle(verb: str) -> str:
+    """The participle; every verb here is regular."""
     return verb + ("d" if verb.endswith("e") else "ed")
 
 
@@ -77,48 +75,51 @@ def vocabulary() -> list[str]:
     """Every word form that a sentence of the grammar can hold, and its punctuation: lower-case, sorted, distinct."""
     nouns = NOUNS + tuple(KINDS)
     verbs = VERBS + INTRANSITIVE
-    words = {*nouns, *map(plural, nouns), *verbs, *map(third_person, verbs), *map(past, verbs), *FUNCTION_WORDS}
+    words = {
+        *nouns,
+        *map(plural, nouns),
+        *verbs,
+        *NAMES,
+        *map(third_person, verbs),
+        *map(participle, VERBS),
+        *FUNCTION_WORDS,
+    }
     words.update(ADJECTIVES, PLACES, TIMES, WORKS, PRAISE, BLAME, ADVERBS, NEGATIONS, DOER_REASONS, TARGET_REASONS)
     return sorted(words)
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A definite noun phrase: `the old dogs`."""
+    """A noun phrase: `the old dogs`."""
 
     noun: str
     adjective: str = ""
     many: bool = False
 
     def words(self, determiner: str = "the") -> str:
-        """The phrase, without double spaces."""
+        """The phrase."""
         noun = plural(self.noun) if self.many else self.noun
         return " ".join(filter(None, (determiner, self.adjective, noun)))
+
+    def form(self, verb: str) -> str:
+        """The verb in this subject's number."""
+        return verb if self.many else third_person(verb)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Who did what to whom, where and when; an empty place or time is unknown."""
+    """Who does what to whom, where and when; an empty place or time is unknown."""
 
-    agent: Entity
+    agent: str
     verb: str
-    patient: Entity
+    patient: str
     place: str = ""
     time: str = ""
 
 
 def meaning(event: Event) -> Event:
-    """The event with every word replaced by the first of its synonyms: equal meanings compare equal."""
-
-    def first(word: str) -> str:
-        return min(word, SYNONYM.get(word, word))
-
-    return replace(
-        event,
-        verb=first(event.verb),
-        agent=replace(event.agent, adjective=first(event.agent.adjective)),
-        patient=replace(event.patient, adjective=first(event.patient.adjective)),
-    )
+    """The event with its verb replaced by the first of its synonyms: equal meanings compare equal."""
+    return replace(event, verb=min(event.verb, SYNONYM[event.verb]))
 
 
 def exchanged(event: Event) -> Event:
@@ -132,19 +133,10 @@ def _adjuncts(event: Event) -> str:
     return " ".join(filter(None, (place, time)))
 
 
-def _copula(entity: Entity, present: bool) -> str:
-    return ("are" if entity.many else "is") if present else ("were" if entity.many else "was")
-
-
-def statement(event: Event, passive: bool = False, fronted: bool = False, present: bool = False) -> str:
+def statement(event: Event, passive: bool = False, fronted: bool = False) -> str:
     """The event as a clause without a full stop, in either voice, with place and time last or in front."""
-    agent, patient = event.agent, event.patient
-    if passive:
-        core = f"{patient.words()} {_copula(patient, present)} {past(event.verb)} by {agent.words()}"
-    elif present:
-        core = f"{agent.words()} {event.verb if agent.many else third_person(event.verb)} {patient.words()}"
-    else:
-        core = f"{agent.words()} {past(event.verb)} {patient.words()}"
+    active = f"{event.agent} {third_person(event.verb)} {event.patient}"
+    core = f"{event.patient} is {participle(event.verb)} by {event.agent}" if passive else active
     adjuncts = _adjuncts(event)
     if not adjuncts:
         return core
@@ -154,16 +146,20 @@ def statement(event: Event, passive: bool = False, fronted: bool = False, presen
 def question(event: Event, asked: str, passive: bool = False) -> str:
     """A question about the event; `asked` is agent, patient, place, time, or empty for yes or no. Ends in `?`."""
     event = replace(event, **{asked: ""}) if asked in ("place", "time") else event
-    agent, patient = event.agent.words(), event.patient.words()
-    was = _copula(event.patient, False)
+    agent, patient, done = event.agent, event.patient, participle(event.verb)
     if asked == "agent":
-        core = f"by whom {was} {patient} {past(event.verb)}" if passive else f"who {past(event.verb)} {patient}"
+        core = f"by whom is {patient} {done}" if passive else f"who {third_person(event.verb)} {patient}"
     elif asked == "patient":
-        core = f"who was {past(event.verb)} by {agent}" if passive else f"who did {agent} {event.verb}"
+        core = f"who is {done} by {agent}" if passive else f"who does {agent} {event.verb}"
     else:
-        core = f"{was} {patient} {past(event.verb)} by {agent}" if passive else f"did {agent} {event.verb} {patient}"
+        core = f"is {patient} {done} by {agent}" if passive else f"does {agent} {event.verb} {patient}"
         core = {"place": "where ", "time": "when ", "": ""}[asked] + core
     return " ".join(filter(None, (core, _adjuncts(event), "?")))
+
+
+def role_question(event: Event, asked: str) -> str:
+    """`who helps ?` (agent) or `who is helped ?` (patient): the role alone says who is meant."""
+    return f"who {third_person(event.verb)} ?" if asked == "agent" else f"who is {participle(event.verb)} ?"
 
 
 def answer(event: Event, asked: str) -> str:
@@ -171,12 +167,12 @@ def answer(event: Event, asked: str) -> str:
     if asked in ("place", "time"):
         known = getattr(event, asked)
         return (f"in the {known}" if asked == "place" else f"on {known}") if known else "nobody knows"
-    return getattr(event, asked).words()
+    return getattr(event, asked)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A quantified statement: quantifier (all, some, no, the) + adjective? + noun + did + an object + place?.
+    """A quantified statement: quantifier (all, some, no, the) + adjective? + noun + verb + an object + place?.
 
     `the` is one individual and the only quantifier that can be negated.
     """
@@ -191,11 +187,11 @@ class Claim:
 
     def words(self) -> str:
         """The claim as a clause without a full stop."""
-        subject = Entity(self.noun, self.adjective, self.quantifier != "the").words(self.quantifier)
-        verb = f"did not {self.verb}" if self.negated else past(self.verb)
+        subject = Entity(self.noun, self.adjective, self.quantifier != "the")
+        verb = f"{'do' if subject.many else 'does'} not {self.verb}" if self.negated else subject.form(self.verb)
         article = "an" if self.object[0] in "aeiou" else "a"
         place = f"in the {self.place}" if self.place else ""
-        return " ".join(filter(None, (subject, verb, article, self.object, place)))
+        return " ".join(filter(None, (subject.words(self.quantifier), verb, article, self.object, place)))
 
     def widens(self, slot: str) -> bool:
         """Whether a wider set in this slot follows from the claim (else a narrower one does)."""
