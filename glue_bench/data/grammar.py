@@ -51,8 +51,8 @@ DOER_REASONS = ("brave", "proud", "bold", "eager")
 TARGET_REASONS = ("lost", "weak", "shy", "afraid")
 
 FUNCTION_WORDS = tuple(
-    """a all although an and are because but by dislike do does hate he i in indeed instead is it like love near never no
-    nobody knows not of on perhaps she some surely the these they this we when where who whom yes , . ?""".split()  # noqa: SIM905
+    """a all although an and are because but by dislike do does hate he i in indeed instead is it like love near never
+    no nobody knows not of on perhaps she some surely the these they this we when where who whom yes , . ?""".split()  # noqa: SIM905
 )
 
 
