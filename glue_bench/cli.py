@@ -129,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first_line = (str(error).splitlines() or [""])[0]
         _complain(f"{type(error).__name__}: {first_line} (--debug shows where)")
         return 3
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a late one must not raise inside a library's exit hook
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

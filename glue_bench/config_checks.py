@@ -82,6 +82,9 @@ def _check_students(config: "Config", source: str) -> None:
         if any(layer < 0 for layer in student.layers):
             raise ConfigError(f"{where}.layers: layers are counted from 0; got {list(student.layers)}")
         _no_repeats(student.layers, f"{where}.layers")
+        if student.soft_targets and config.teacher.finetuned:
+            remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"
+            raise ConfigError(f"{where}.soft_targets: needs the teacher's logits on the training set, so {remedy}")
         for task in student.finetuned:
             if task not in TASKS:
                 raise ConfigError(f"{where}.finetuned.{task}: no such task{near_miss(task, GLUE_NINE)}")

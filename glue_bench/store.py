@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -84,13 +85,38 @@ class Store:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """A step folder's record.json as a mapping; None where it is missing, unreadable or not a record."""
+    """A step folder's record.json as a mapping; None where it is missing, unreadable or not of a record's shape."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    wanted = {"step", "fingerprint", "settings", "needs", "inputs", "outputs", "result"}
-    return record if isinstance(record, dict) and wanted <= set(record) else None
+    return record if _is_record(record) else None
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict):
+        return False
+    tables = [record.get(part) for part in ("settings", "needs", "inputs", "outputs", "result", "environment")]
+    return (
+        all(isinstance(table, dict) for table in tables)
+        and all(isinstance(record.get(part), str) for part in ("step", "fingerprint"))
+        and all(_is_number(record.get(part)) for part in ("stage_version", "seconds"))
+        and all(isinstance(one, str) for one in (*record["needs"].values(), *record["inputs"].values()))
+        and _is_listing(record["outputs"])
+        and _is_listing(record["result"].get("files", {}))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_listing(value: Any) -> bool:
+    """Whether a value lists files: name -> bytes and sha256."""
+    return isinstance(value, dict) and all(
+        isinstance(one, dict) and _is_number(one.get("bytes")) and isinstance(one.get("sha256"), str)
+        for one in value.values()
+    )
 
 
 def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:

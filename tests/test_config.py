@@ -74,6 +74,10 @@ BAD = [
     ({"students": [{"name": "a", "layers": "two"}]}, "students[0].layers[0]: expected a whole number"),
     ({"students": [{"name": "a", "layers": 2, "distill": {"token": 1}}]}, "did you mean 'tokens'?"),
     ({"students": [{"name": "a", "layers": 2, "soft_targets": 1.5}]}, "soft_targets"),
+    (
+        {"teacher": {"finetuned": {"rte": "x"}}, "students": [{**STUDENT, "soft_targets": 0.5}]},
+        "remove teacher.finetuned",
+    ),
     ({"students": [STUDENT, {"name": "b", "weights_of": "smal"}]}, "did you mean 'small'?"),
     ({"students": [{"name": "a", "finetuned": {"rtee": "x"}}]}, "finetuned.rtee: no such task"),
     ({"students": "a"}, "students[0]: expected a table"),

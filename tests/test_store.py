@@ -30,6 +30,7 @@ def finished_step(store: Store, name: str = "finetune/a/rte/seed-0") -> Path:
     folder = store.folder(name)
     write_atomic(folder / "predictions.parquet", b"0123456789")
     record = {"step": name, "fingerprint": "f1", **NOW, "outputs": list_outputs(folder), "result": {}}
+    record |= {"environment": {}, "seconds": 1.0, "stage_version": 1}
     write_atomic(folder / RECORD, json.dumps(record))
     return folder
 
@@ -45,6 +46,16 @@ def test_states(tmp_path: Path) -> None:
     assert store.state(name, "f2", NOW | {"needs": {"prepare/glue/rte": "bb"}}).why == "prepare/glue/rte changed"
     assert store.state(name, "f2", NOW | {"inputs": {"x": "sha256:2"}}).why == "the input x changed"
     assert store.state(name, "f2", NOW).why == "a newer version of the stage"
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    for part, wrong in (
+        ("seconds", "x"),
+        ("outputs", []),
+        ("needs", {"a": 1}),
+        ("result", None),
+        ("outputs", {"a": {}}),
+    ):
+        (folder / RECORD).write_text(json.dumps(record | {part: wrong}), encoding="utf-8")
+        assert store.state(name, "f1", NOW).kind == "damaged"
     (folder / RECORD).write_text("{", encoding="utf-8")
     assert store.state(name, "f1", NOW).kind == "damaged"
     with pytest.raises(StepError, match="run the step"):

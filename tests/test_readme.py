@@ -1,0 +1,49 @@
+"""The README: its two commands are the ones CI and the tests run, and every command it shows is one the tool takes."""
+
+import re
+import shlex
+
+import pytest
+from conftest import REPOSITORY
+
+from glue_bench import cli
+from glue_bench.config import load_config
+from glue_bench.tasks import TASKS
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", README, flags=re.S)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+COMMANDS = [
+    line.split("python -m glue_bench ", 1)[1].split(" && ")[0] for line in LINES if "python -m glue_bench " in line
+]
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    first, second = (block.strip() for block in BLOCKS[:2])
+    assert "\n" not in first and "\n" not in second, "each is one line to paste"
+    for line in (first, second):
+        assert "python3 -m venv" in line and "install" in line and "-c constraints.txt" in line
+    assert first.endswith("python -m glue_bench run-all --config quick")
+    assert second.endswith("python -m pytest")
+
+
+def test_ci_installs_and_tests_as_the_readme_does() -> None:
+    script = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+    (install,) = re.findall(r"pip install .*", script)
+    packages = shlex.split(install)[-1]
+    assert packages in BLOCKS[1] and "python -m pytest" in script and "-m venv" in script
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shown_is_one_the_tool_takes(command: str) -> None:
+    arguments = shlex.split(command, comments=True)
+    options = cli.build_parser().parse_args(arguments)
+    if getattr(options, "config", None) and options.verb != "check" and not options.config.endswith(".toml"):
+        settings = [text for text in getattr(options, "set", []) if "FILE" not in text and "FOLDER" not in text]
+        load_config(options.config, settings)
+
+
+def test_readme_names_what_is_there() -> None:
+    for name in re.findall(r"`((?:glue_bench|configs|benchmarks|results)/[\w./-]+)`", README):
+        assert (REPOSITORY / name).exists() or name.startswith("results/"), name
+    assert len(TASKS) == 10
