@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -127,6 +128,7 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         result = _compute(step, run)
         seconds = time.monotonic() - started
         _write_record(step, known, run, result, seconds)
+        shutil.rmtree(run.store.folder(step.name) / "checkpoints", ignore_errors=True)  # of no use any more
         run.say(f"{place} {step.name}: {seconds:.1f} s{summary_line(result)}")
     return 1
 

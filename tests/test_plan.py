@@ -101,8 +101,10 @@ def test_no_setting_is_missing_from_the_fingerprints() -> None:
 def _another(value: object) -> object:
     if isinstance(value, bool):
         return not value
-    if isinstance(value, (int, float)):
-        return value * 2 if 0 < value * 2 < 1 or value >= 1 else value / 2 or 1
+    if isinstance(value, int):
+        return value * 2 or 1
+    if isinstance(value, float):
+        return value / 2 or 0.1
     return None
 
 
