@@ -5,6 +5,8 @@ failed; 130 interrupted.
 """
 
 import argparse
+import json
+import os
 import signal
 import sys
 import traceback
@@ -61,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--min-task", action="append", default=[], metavar="TASK=R", help="least retention of a task"
             )
-            sub.add_argument("--min-speedup", type=float, metavar="X", help="least CPU speed-up")
+            sub.add_argument("--min-speedup", type=_ratio, metavar="X", help="least CPU speed-up")
             sub.add_argument("--min-size-reduction", type=_fraction, metavar="R", help="least size reduction")
             sub.add_argument("--judge", choices=("value", "low"), help="point estimate or lower end of the interval")
             sub.add_argument("--baseline", metavar="FILE", help="a summary.json to hold against")
@@ -92,6 +94,13 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a ratio of 0 or more")
     return value
 
 
@@ -142,7 +151,8 @@ def _complain(message: str) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -162,10 +172,11 @@ def _config(options: argparse.Namespace) -> tuple[Config, str]:
     from glue_bench.preflight import choose_config
 
     name, why = (options.config, "") if options.config else choose_config()
+    options.chosen = name
     config = load_config(name, options.set)
     if why:
         why = f"config {name}, chosen because: {why}"
-        config = replace(config, title=f"{config.title} ({why})")
+        config = replace(config, title=f"{config.title} (chosen by run-all for this machine)")
     if options.device:
         config = with_machine(config, device=options.device)
     return config, why
@@ -175,17 +186,23 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     from glue_bench.executors import run_in_parallel, worker_environments
     from glue_bench.inputs import HashMemo
     from glue_bench.machine import facts
-    from glue_bench.pipeline import Run, Shard, run_steps, with_needs
-    from glue_bench.plan import plan
+    from glue_bench.pipeline import Run, Shard, is_done, run_steps, with_needs
+    from glue_bench.plan import fingerprints, plan
     from glue_bench.preflight import check_parts
     from glue_bench.store import Store
 
     run_name = check_name(options.run or config.name, "--run")
     store = Store(Path(options.results), run_name)
     machine = facts(config.machine)
-    check_parts(config)
     memo = HashMemo.load(store.cache / "hashes.json")
-    steps = plan(config, machine, memo)
+    try:
+        steps = plan(config, machine, memo)
+    except UserError:
+        check_parts(config)  # names all that is missing rather than the first
+        raise
+    known = fingerprints(steps)
+    if not all(is_done(step, known, store) for step in steps if step.stage == "prepare"):
+        check_parts(config)
     memo.save()
     if options.verb == "run-all":
         compute = f"{machine.precision}, {machine.threads} threads"
@@ -196,12 +213,14 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     shard = Shard(*options.shard)
     locks = shard.count > 1
     run = Run(store, config, config.machine.device, machine.threads, machine.precision, shard, _say, step_locks=locks)
-    parallel = options.executor == "ray" or len(worker_environments(config.machine.jobs_per_device, run.device)) > 1
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # under torchrun the processes are already many
+    workers = worker_environments(config.machine.jobs_per_device, run.device)
+    parallel = alone and (options.executor == "ray" or len(workers) > 1)
     if parallel and not locks and any(step.stage == "finetune" for step in wanted):
         run_in_parallel(steps, run, _run_arguments(options, config), options.executor)
     complete = run_steps(steps, wanted, run, force=("report",) if options.verb == "report" else ())
     if options.verb != "run-all" or not complete:
-        return 0
+        return 0 if complete or options.verb != "run-all" else 1
     gate = store.result("check")
     for reason in gate["reasons"]:
         _say(f"gate: {reason}")
@@ -211,7 +230,7 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
 
 def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
     """The flags with which a worker process sees the same plan."""
-    arguments = ["--config", options.config or config.name, "--run", options.run or config.name]
+    arguments = ["--config", options.config or options.chosen, "--run", options.run or config.name]
     arguments += ["--results", options.results, "--device", config.machine.device]
     return arguments + (["--set", *options.set] if options.set else [])
 
@@ -226,7 +245,8 @@ def _plan(options: argparse.Namespace, config: Config) -> int:
 
 def _folder(options: argparse.Namespace, name: str | None) -> Path:
     """A run's folder by its name (run or published), or by a path. Raises UserError."""
-    name = name or getattr(options, "config", None) or "quick"
+    if not name:
+        name = load_config(options.config).name if getattr(options, "config", None) else "quick"
     results = Path(options.results)
     candidates = [results / name, results / "published" / name, Path(name)]
     for folder in candidates:
@@ -293,6 +313,13 @@ def _list(options: argparse.Namespace) -> int:
         results = Path(options.results)
         folders = [*results.glob("*/config.json"), *(results / "published").glob("*/config.json")]
         for path in sorted(folders):
-            state = "complete" if (path.parent / "summary.json").is_file() else "unfinished"
+            state = "complete" if _is_complete(path.parent / "summary.json") else "unfinished"
             _say(f"{path.parent.relative_to(results)}  {state}")
     return 0
+
+
+def _is_complete(summary: Path) -> bool:
+    try:
+        return json.loads(summary.read_text(encoding="utf-8"))["complete"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

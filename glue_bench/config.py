@@ -49,7 +49,7 @@ class Corpus:
     batches: str = setting(
         "packed", "packed: no padding; by_length: a document a sequence", choices=("packed", "by_length")
     )
-    seed: int = setting(0, "seed of the embedded text and of the order of sequences", low=0)
+    seed: int = setting(0, "seed of the embedded text", low=0)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Optimisation:
         0.0, "budget in passes over the text; the smaller of both; tokens 0 and epochs 0: no training", low=0
     )
     batch_size: int = setting(256, "sequences per optimiser step, over all processes", low=1)
-    micro_batch_size: int = setting(32, "sequences per forward pass; memory depends on it, results do not", low=1)
+    micro_batch_size: int = setting(32, "sequences per forward pass; only dropout depends on it", low=1)
     learning_rate: float = setting(5e-4, "peak", above=0, high=1)
     warmup: float = setting(0.05, "share of the steps in linear warm-up", low=0, high=1)
     beta1: float = setting(0.9, "AdamW", low=0, high=0.99999)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glue_bench.errors import ConfigError
-from glue_bench.tasks import GLUE_NINE, TASKS
+from glue_bench.tasks import GLUE_NINE
 from glue_bench.typed import near_miss
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def check_config(config: "Config", source: str, seeds: Mapping[str, Sequence[int
             f"{source}: teacher.heads: {config.teacher.heads} does not divide hidden {config.teacher.hidden}"
         )
     check_name(config.teacher.name, f"{source}: teacher.name")
+    if config.teacher.name in RESERVED_MODELS:
+        raise ConfigError(f"{source}: teacher.name: {config.teacher.name!r} is a row of every table; choose another")
+    _check_finetuned(config.teacher.finetuned, f"{source}: teacher.finetuned")
+    if not config.teacher.weights and config.corpus.sequence_length > config.teacher.max_positions:
+        most = f"the teacher's max_positions, {config.teacher.max_positions}"
+        raise ConfigError(f"{source}: corpus.sequence_length: {config.corpus.sequence_length} is above {most}")
     _check_students(config, source)
 
 
@@ -85,13 +91,20 @@ def _check_students(config: "Config", source: str) -> None:
         if student.soft_targets and config.teacher.finetuned:
             remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"
             raise ConfigError(f"{where}.soft_targets: needs the teacher's logits on the training set, so {remedy}")
-        for task in student.finetuned:
-            if task not in TASKS:
-                raise ConfigError(f"{where}.finetuned.{task}: no such task{near_miss(task, GLUE_NINE)}")
+        _check_finetuned(student.finetuned, f"{where}.finetuned")
+        deepest = max(student.layers) + 1 if len(student.layers) > 1 else max(student.layers, default=0)
+        if not config.teacher.weights and deepest > config.teacher.layers:
+            raise ConfigError(f"{where}.layers: {list(student.layers)} of a teacher that has {config.teacher.layers}")
     _no_repeats(names, f"{source}: names of teacher and students")
     for i, name in enumerate(config.check.students):
         if name not in names[1:]:
             raise ConfigError(f"{source}: check.students[{i}]: no student {name!r}{near_miss(name, names[1:])}")
+
+
+def _check_finetuned(finetuned: Mapping[str, str], where: str) -> None:
+    for task in finetuned:
+        if task not in GLUE_NINE:
+            raise ConfigError(f"{where}.{task}: no such task{near_miss(task, GLUE_NINE)}")
 
 
 def _no_repeats(values: Sequence[Any], where: str) -> None:

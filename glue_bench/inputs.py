@@ -16,7 +16,7 @@ from glue_bench.errors import UserError
 from glue_bench.sources import source_files, source_kind
 from glue_bench.store import sha256_file, write_atomic
 
-EMBEDDED_VERSION = "embedded-1"  # raised when the built-in generator changes what it generates
+EMBEDDED_VERSION = "embedded-2"  # raised when the built-in generator changes what it generates
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst", ".parquet")
 WEIGHT_FILES = (".json", ".safetensors", ".txt", ".model")
 

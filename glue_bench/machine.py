@@ -1,8 +1,10 @@
 """The machine: device, precision, threads, versions. What plan needs is found without torch: it answers at once."""
 
 import hashlib
+import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ def facts(machine: Machine) -> Facts:
     devices = {"cpu": f"{cpu_name()}, {core_count()} cores"}
     if use_cuda:
         devices["cuda"] = gpus[0]
-    threads = machine.threads or core_count()
+    threads = machine.threads or max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return Facts(threads, precision, devices, threads if use_cuda else max(1, threads // machine.jobs_per_device))
 
 
@@ -73,6 +75,8 @@ def gpu_names() -> tuple[str, ...]:
     """Names of the visible NVIDIA GPUs, by nvidia-smi; empty where there are none."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1") or not Path("/dev/nvidiactl").exists():
         return ()
+    if not _torch_is_built_for_cuda():
+        return ()
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
@@ -82,6 +86,18 @@ def gpu_names() -> tuple[str, ...]:
     return (
         tuple(line.strip() for line in listing.stdout.splitlines() if line.strip()) if listing.returncode == 0 else ()
     )
+
+
+def _torch_is_built_for_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, read from its version file without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    try:
+        text = Path(next(iter(spec.submodule_search_locations)), "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"^cuda\b.*=\s*['\"]\d", text, flags=re.M) is not None
 
 
 def environment(threads: int, precision: str) -> Environment:
@@ -142,7 +158,10 @@ def torch_device(device: str) -> "object":
         raise UserError(
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # under torchrun each process has a GPU of its own, also in threads that never called set_device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def is_terminal() -> bool:

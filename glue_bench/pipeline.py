@@ -87,10 +87,17 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
         while remaining:
             blocked = []
             for step in remaining:
-                if run.shard.count > 1 and not all(is_done(by_name[name], known, run.store) for name in step.needs):
-                    blocked.append(step)
-                else:
-                    computed += bring_to_done(step, known, run, numbers[step.name], step.stage in force)
+                if run.shard.count > 1:
+                    # a soft student's teacher may be another shard's: wait for it, or do it, under its lock
+                    for need in (by_name[name] for name in step.needs if step.stage == by_name[name].stage):
+                        computed += bring_to_done(need, known, run, numbers[need.name], False)
+                    # nothing is timed while another shard may be training beside it
+                    waits_for = [one for one in wanted if one.stage == "finetune"] if step.stage == "benchmark" else []
+                    waits_for += [by_name[name] for name in step.needs]
+                    if not all(is_done(one, known, run.store) for one in waits_for):
+                        blocked.append(step)
+                        continue
+                computed += bring_to_done(step, known, run, numbers[step.name], step.stage in force)
             if len(blocked) == len(remaining):
                 run.say(
                     f"shard {run.shard.index}/{run.shard.count} is done; {blocked[0].name} waits for the other shards"
@@ -183,10 +190,9 @@ def _follow(step: Step, fingerprint: str, reasons: dict[str, Any], run: Run) -> 
         if run.store.state(step.name, fingerprint, reasons).kind == "done":
             return 0
         importlib.import_module(f"glue_bench.stages.{step.stage}").run(step, run.store, run.device)
-        return 1
     while run.store.state(step.name, fingerprint, reasons).kind != "done":
         time.sleep(POLL_S)  # torchrun ends this process where rank 0 fails
-    return 0
+    return int(step.stage in DISTRIBUTED_STAGES)
 
 
 def _rank() -> int:

@@ -8,10 +8,11 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 from glue_bench.config import Config
 from glue_bench.errors import UserError
-from glue_bench.inputs import HashMemo, in_hub_cache, text_inputs, text_kinds, weights_inputs, weights_kind
+from glue_bench.inputs import HashMemo, glue_inputs, in_hub_cache, text_inputs, weights_inputs, weights_kind
 from glue_bench.machine import gpu_names
 from glue_bench.plan import needs_corpus
 from glue_bench.sources import HUB_DATASET, source_kind
@@ -73,9 +74,13 @@ def check_parts(config: Config) -> None:
     glue_from_hub = config.data.tasks and source_kind(config.data.glue) == "hub"
     if glue_from_hub and not in_hub_cache("datasets", HUB_DATASET, config.data.revision):
         hub.append(f"GLUE {HUB_DATASET} (data.glue)")
+    if source_kind(config.data.glue) == "folder":
+        for task in config.data.tasks:
+            _collect(missing, "data.glue", lambda t=task: glue_inputs(config.data.glue, t, HashMemo.names_only()))
     if needs_corpus(config):
-        if "file" in text_kinds(config.corpus) or config.corpus.heldout:
-            _collect(missing, "corpus.text", lambda: text_inputs(config.corpus, HashMemo.names_only()))
+        for text in (*config.corpus.text, *([config.corpus.heldout] if config.corpus.heldout else [])):
+            one = replace(config.corpus, text=(text,), heldout="")
+            _collect(missing, "corpus.text", lambda c=one: text_inputs(c, HashMemo.names_only()))
         for text in config.corpus.text:
             name = text.removeprefix("hub:").partition("@")[0].partition(":")[0]
             if text.startswith("hub:") and not in_hub_cache("datasets", name, ""):
@@ -93,4 +98,6 @@ def _collect(missing: list[str], where: str, look: object) -> None:
         look()  # type: ignore[operator]
     except UserError as error:
         text = str(error)
-        missing.append(text if text.startswith(where) else f"{where}: {text}")
+        line = text if text.startswith(where) else f"{where}: {text}"
+        if line not in missing:
+            missing.append(line)

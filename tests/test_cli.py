@@ -49,6 +49,7 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str], tmp_path: Path) 
         (["run-all", "--config", "quick", "--set", "teacher.weights=./nonexistent"], "no such folder"),
         (["run-all", "--config", "quick", "--set", "teacher.weights=package:no_such_module/x"], "not installed"),
         (["check", "--run", "nothing-here"], "no run there"),
+        (["check", "--run", "nothing-here", "--min-speedup", "nan"], "not a ratio"),
         (["check", "--run", "nothing-here", "--min-retention", "1.5"], "not between 0 and 1"),
         (["verify", "nothing-here"], "no run there"),
         (["compare", "a", "b"], "no run there"),

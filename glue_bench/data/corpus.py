@@ -145,12 +145,8 @@ def corpus_of(store: Store, load_tokenizer: Callable[[Path], Any]) -> Corpus:
 
     Raises StepError where that is not possible: the text is no longer there, or no longer the same.
     """
-    path = store.folder(STEP) / "corpus.json"
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        key, inputs = made["key"], {name: Input(**one) for name, one in made["inputs"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StepError(f"{path}: missing or unreadable; run prepare again") from None
+    made = made_from(store)
+    key, inputs = made["key"], {name: Input(**one) for name, one in made["inputs"].items()}
     cache = store.cache / "corpus"
     try:
         return open_corpus(cache, key)
@@ -162,6 +158,18 @@ def corpus_of(store: Store, load_tokenizer: Callable[[Path], Any]) -> Corpus:
         if build_corpus(cache, made["settings"], inputs, tokenizer)["key"] != key:
             raise StepError(f"{damage}, and the tokenizer is not what it was; run prepare again") from None
         return open_corpus(cache, key)
+
+
+def made_from(store: Store) -> dict[str, Any]:
+    """corpus.json of the step prepare/corpus: key, settings, inputs, tokenizer. Raises StepError where amiss."""
+    path = store.folder(STEP) / "corpus.json"
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        for one in made["inputs"].values():
+            Input(**one)
+        return {name: made[name] for name in ("key", "settings", "inputs", "tokenizer")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise StepError(f"{path}: missing or unreadable; run prepare again") from None
 
 
 def open_corpus(cache: Path, key: str) -> Corpus:

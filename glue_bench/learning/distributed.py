@@ -49,14 +49,16 @@ def join(device: torch.device) -> Group:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: Group) -> None:
-    """Replace every gradient by its sum over the group. Parameters without a gradient must be so in all processes."""
+    """Replace every gradient by its sum over the group; a process without micro-batches of its own adds zeros."""
     if group.size == 1:
         return
     bucket: list[torch.Tensor] = []
     numbers = 0
     for parameter in parameters:
-        if parameter.grad is None:
+        if not parameter.requires_grad:
             continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
         bucket.append(parameter.grad)
         numbers += parameter.grad.numel()
         if numbers >= BUCKET_NUMBERS:

@@ -119,7 +119,7 @@ class _Training:
         self.dropout = MaskStream(0)
         self.step = 0
         self.curves = Curves()
-        self.updating = False  # an interrupt in the middle of an update leaves nothing to save
+        self.whole = False  # an interrupt in the middle of an update leaves nothing to save
         self.saved_step = -1
         self.save_seconds = 0.0
         self.saved_at = time.monotonic()
@@ -156,6 +156,7 @@ class _Training:
         progress = Progress(end, self.step, self.group.records)
         with progress, cheap_dropout(self.model, self.dropout):
             for batch in self._batches(end):
+                self.whole = False
                 started = time.monotonic()
                 row = self._advance(batch)
                 seconds = time.monotonic() - started
@@ -163,6 +164,7 @@ class _Training:
                 progress.show(self.step, dict(zip(LOG_COLUMNS, self.curves.log[-1], strict=True)), self.curves.flops)
                 if self.step in wanted:
                     self._evaluate()
+                self.whole = True  # step, log and evaluation belong together: an interrupt saves all three or none
                 due = self.step % self.settings["checkpoint_every"] == 0
                 if due or self.step == end or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
                     self.save()
@@ -182,7 +184,7 @@ class _Training:
 
     def save_if_quick(self) -> None:
         """On an interrupt: a checkpoint, where the state is whole and writing takes no more than a moment."""
-        if not self.updating and self.step > 0 and self.save_seconds < SAVE_ON_INTERRUPT_SECONDS:
+        if self.whole and self.step > 0 and self.save_seconds < SAVE_ON_INTERRUPT_SECONDS:
             self.save()
 
     def _batches(self, end: int) -> Iterator[Batch]:
@@ -219,7 +221,6 @@ class _Training:
         means = LossTerms(*torch.tensor([soft, mlm, cosine], dtype=torch.float64)).divided(batch.counts)
         loss = float(means.total(self.objective.weights))
         self._check(loss, grad_norm)
-        self.updating = True
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -227,7 +228,6 @@ class _Training:
         self.curves.last_loss = loss
         if self.curves.first_loss is None:
             self.curves.first_loss = loss
-        self.updating = False
         return [loss, float(means.soft), float(means.mlm), float(means.cosine), grad_norm]
 
     def _set_rates(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from glue_bench.data.corpus import Corpus, corpus_of
+from glue_bench.data.corpus import Corpus, corpus_of, made_from
 from glue_bench.learning.batches import Batches, Masking, MicroBatch, heldout_batches
 from glue_bench.learning.distributed import Group, join
 from glue_bench.learning.loop import HELDOUT_COLUMNS, LOG_COLUMNS, Curves
@@ -20,7 +20,7 @@ from glue_bench.learning.models import load_tokenizer
 from glue_bench.learning.optimiser import Schedule, total_steps
 from glue_bench.learning.progress import matrix_rate
 from glue_bench.machine import torch_device, use_threads
-from glue_bench.plan import Step
+from glue_bench.plan import STAGE_VERSIONS, Step
 from glue_bench.records import Training
 from glue_bench.store import Store, write_atomic
 
@@ -73,14 +73,14 @@ def set_up(
     steps = total_steps(settings["tokens"], settings["epochs"], batches.per_epoch, settings["batch_size"], per_sequence)
     warmup = round(settings["warmup"] * steps)
     schedule = Schedule(steps, warmup, settings["learning_rate"], min(head_only_steps, steps))
-    tokens = corpus.manifest["settings"]["heldout_tokens"]
+    tokens = made_from(store)["settings"]["heldout_tokens"]  # the cache may be another run's, with another number
     return Setup(corpus, batches, heldout_batches(corpus.heldout, masking, tokens, device), schedule)
 
 
 def fingerprint(step: Step, store: Store) -> str:
-    """What a checkpoint belongs to: the step's settings and the fingerprints of what it needs."""
+    """What a checkpoint belongs to: the step's settings, its stage's version, the fingerprints of what it needs."""
     needs = {name: (store.record(name) or {}).get("fingerprint", "") for name in step.needs}
-    content = json.dumps([step.name, dict(step.settings), needs], sort_keys=True)
+    content = json.dumps([step.name, STAGE_VERSIONS[step.stage], dict(step.settings), needs], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -66,7 +66,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     Writes predictions.parquet; weights/ where it trained; train_logits.parquet where students want them.
     """
     task = TASKS[step.settings["task"]]
-    splits = _splits(store, task)
+    splits = _splits(step, store, task)
     if step.settings["model"] == "majority":
         return _majority(step, store, task, splits)
     use_threads(step.settings["threads"])
@@ -137,17 +137,17 @@ def _majority(step: Step, store: Store, task: Task, splits: Mapping[str, Example
     return _result(step, predictions, dict.fromkeys(splits, 0), NO_TRAINING)
 
 
-def _splits(store: Store, task: Task) -> dict[str, Examples]:
-    """What is predicted: the dev sets, the test sets that are there, and AX by the model of MNLI."""
+def _splits(step: Step, store: Store, task: Task) -> dict[str, Examples]:
+    """What is predicted: the dev sets, the test sets that are there, and by the model of MNLI the AX that it needs."""
     folder = store.folder(f"prepare/glue/{task.name}")
     found = {split: _read(folder / f"{split}.parquet", task) for split in task.dev_splits}
     for split in task.test_splits:
         if (folder / f"{split}.parquet").is_file():
             found[split] = _read(folder / f"{split}.parquet", task)
     for other in TASKS.values():
-        file = store.folder(f"prepare/glue/{other.name}") / f"{other.test_splits[0]}.parquet"
-        if other.predicted_by == task.name and file.is_file():
-            found[AX] = _read(file, other)
+        source = f"prepare/glue/{other.name}"
+        if other.predicted_by == task.name and source in step.needs:
+            found[AX] = _read(store.folder(source) / f"{other.test_splits[0]}.parquet", other)
     return found
 
 
@@ -213,7 +213,8 @@ def _read_once(file: Path, stamp: int, task: Task) -> Examples:
 
 def _words(folder: Path, model: PreTrainedModel, max_length: int) -> Words:
     tokenizer = load_tokenizer(folder)
-    identity = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    content = [tokenizer.backend_tokenizer.to_str(), tuple(tokenizer.model_input_names), tokenizer.pad_token_id]
+    identity = hashlib.sha256(repr(content).encode()).hexdigest()
     return Words(identity, longest_input(model, tokenizer, max_length), tokenizer)
 
 

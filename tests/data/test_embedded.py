@@ -1,5 +1,7 @@
 """mini-GLUE: seeded, closed in its vocabulary, balanced like GLUE, disjoint splits, labels that follow from meaning."""
 
+import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from glue_bench.data import embedded, grammar, mini_tasks
 from glue_bench.data.grammar import Event
+from glue_bench.inputs import EMBEDDED_VERSION
 from glue_bench.learning.metrics import score
 from glue_bench.tasks import GLUE_NINE, TASKS
 
@@ -121,8 +124,8 @@ def test_meaning_of_hand_written_cases() -> None:
     assert mini_tasks.similarity(EVENT, Event("maria", "help", "oscar", time="sunday")) == 0.0
 
 
-def roles(sentence: str) -> tuple[str, str, str]:
-    """(doer, deed, done to) of a statement about people, read off its words without the grammar."""
+def roles(sentence: str) -> tuple[str, str, str, set[str]]:
+    """(doer, deed, done to, where or when) of a statement about people, read off its words without the grammar."""
     words = [word for word in sentence.split() if word not in (".", ",")]
     stems = {form: verb for verb in grammar.VERBS for form in (grammar.third_person(verb), grammar.participle(verb))}
     pairs = dict(grammar.VERB_PAIRS)
@@ -131,7 +134,8 @@ def roles(sentence: str) -> tuple[str, str, str]:
     (verb,) = (stems[word] for word in words if word in stems)
     first, second = people
     doer, target = (second, first) if "by" in words else (first, second)
-    return doer, canonical.get(verb, verb), target
+    where = {word for word in words if word in (*grammar.PLACES, *grammar.TIMES)}
+    return doer, canonical.get(verb, verb), target, where
 
 
 def test_mrpc_labels_follow_from_who_does_what_to_whom() -> None:
@@ -147,3 +151,13 @@ def test_every_maker_keeps_its_label() -> None:
             for label in range(len(TASKS[task].classes)):
                 genre = "farm" if task == "mnli" else ""
                 assert mini_tasks.MAKERS[task](rng, label, genre)[1] == label
+
+
+def test_a_changed_generator_changes_its_version() -> None:
+    """Runs keep what they made while the version stands, so the version must change with the content."""
+    digest = hashlib.sha256()
+    for task, splits in embedded.SIZES.items():
+        for split in splits:
+            digest.update(json.dumps(embedded.examples(task, split, 0)).encode())
+    digest.update("\n".join(embedded.documents(0, 500)).encode())
+    assert (EMBEDDED_VERSION, digest.hexdigest()[:16]) == ("embedded-2", "1edb726d690f4b75")
