@@ -30,13 +30,14 @@ from glue_bench.inputs import HashMemo
 from glue_bench.learning.metrics import score
 from glue_bench.plan import fingerprints, plan
 from glue_bench.reporting.analysis import analyse
+from glue_bench.reporting.gate import asks_something
 from glue_bench.reporting.publish import publish
 from glue_bench.reporting.run_folder import load_run
 from glue_bench.reporting.summary import retention_rows, summarise
 from glue_bench.reporting.verify import verify
 from glue_bench.store import Store
 
-PUBLISHED = sorted(path.parent for path in (REPOSITORY / "results" / "published").glob("*/config.json"))
+PUBLISHED = sorted(path.parent for path in (REPOSITORY / "results" / "published").glob("[!.]*/config.json"))
 
 
 def complaints(folder: Path) -> list[str]:
@@ -51,6 +52,13 @@ def complaints(folder: Path) -> list[str]:
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_run(folder: Path) -> None:
     assert complaints(folder) == []
+
+
+def test_reference_runs_are_published_with_thresholds() -> None:
+    assert {"quick", "minilm-short"} <= {folder.name for folder in PUBLISHED}
+    for folder in PUBLISHED:
+        config = load_run(folder).config
+        assert asks_something(config.check), f"{folder.name} declares no threshold"
 
 
 @pytest.mark.slow

@@ -57,8 +57,8 @@ def leaderboard(results: Path) -> tuple[str, str]:
 
 def _run_folders(results: Path) -> list[Path]:
     """Folders with a summary. A run that was published unchanged is listed once, where it is published."""
-    published = {path.parent.name: path.parent for path in sorted((results / "published").glob("*/summary.json"))}
-    here = [path.parent for path in sorted(results.glob("*/summary.json"))]
+    published = {path.parent.name: path.parent for path in sorted((results / "published").glob("[!.]*/summary.json"))}
+    here = [path.parent for path in sorted(results.glob("[!.]*/summary.json"))]
     return [*published.values(), *(one for one in here if not _same_summary(one, published.get(one.name)))]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from glue_bench.config import check_name
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import StepError, UserError
 from glue_bench.reporting.build import analyse_and_build
@@ -31,7 +32,7 @@ def publish(folder: Path, published: Path) -> Path:
     Raises UserError where the run is incomplete or does not agree with its own predictions, naming what.
     """
     run = load_run(folder)
-    target = published / run.name
+    target = published / check_name(run.name, str(folder))
     if folder.resolve() == target.resolve():
         raise UserError(f"{folder}: is the published copy itself; name a run")
     if run.missing:

@@ -19,6 +19,9 @@ RETENTION_COLUMNS = (
 MACRO_ROWS = ("macro_without_wnli", "macro")  # in retention.csv, after the tasks
 
 
+NOT_TIMED = Interval(None, reason="not timed")
+
+
 def summarise(analysis: Analysis) -> dict[str, Any]:
     """The content of summary.json, the gate's verdict included."""
     run = analysis.run
@@ -57,6 +60,7 @@ def _model(analysis: Analysis, model: str, role: str) -> dict[str, Any]:
     scores, size = analysis.scores, analysis.run.sizes.get(model)
     known = scores.headlines.get(model, {})
     comparison = analysis.comparisons.get(model)
+    timed = analysis.speedups.get(model, {})
     undefined = Interval(None, reason=analysis.why_no_retention(model)) if comparison is None else None
     return {
         "role": role,
@@ -72,7 +76,7 @@ def _model(analysis: Analysis, model: str, role: str) -> dict[str, Any]:
         "gain_retained": interval_json(undefined or comparison.gain_retained),
         "retention_tasks": list(comparison.macro.tasks) if comparison and comparison.macro else [],
         "size_reduction": analysis.size_reduction(model),
-        "speedup": {device: interval_json(one) for device, one in analysis.speedups.get(model, {}).items()},
+        "speedup": {device: interval_json(timed.get(device, NOT_TIMED)) for device in ("cpu", "cuda")},
     }
 
 

@@ -31,7 +31,7 @@ def verify(folder: Path, name: str = "") -> list[str]:
 
     `name` stands in for the folder's own name. Raises UserError where the folder holds no run.
     """
-    run = load_run(folder, name)
+    run = load_run(folder, name or _stored_name(folder))
     records = dict(run.records)
     for step in REPORTING_STEPS:
         if (record := read_record(folder / step)) is not None:
@@ -43,6 +43,15 @@ def verify(folder: Path, name: str = "") -> list[str]:
         return [*found, f"scores cannot be recomputed: {error}"]
     found += _scores(analysis)
     return found + list(_tables(analysis, records))
+
+
+def _stored_name(folder: Path) -> str:
+    """The name that the tables carry: a folder may have been copied or renamed since."""
+    try:
+        name = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def _record(
@@ -70,6 +79,10 @@ def _record(
 def _settings(config: Config, step: str) -> dict[str, Any]:
     """The settings that the config gives a step, as far as they can be told without its inputs."""
     match step.split("/"):
+        case ["prepare", "glue", _]:
+            return {
+                name: getattr(config.data, name) for name in ("max_train_rows", "max_dev_rows", "predict_test", "seed")
+            }
         case ["pretrain", _]:
             return plain(config.pretrain)
         case ["distill", model]:
