@@ -96,11 +96,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def _is_record(record: Any) -> bool:
     if not isinstance(record, dict):
         return False
-    tables = [record.get(part) for part in ("settings", "needs", "inputs", "outputs", "result", "environment")]
+    tables = [record.get(part) for part in ("settings", "needs", "inputs", "outputs", "result")]
+    tables.append(record.get("environment", {}))
     return (
         all(isinstance(table, dict) for table in tables)
         and all(isinstance(record.get(part), str) for part in ("step", "fingerprint"))
-        and all(_is_number(record.get(part)) for part in ("stage_version", "seconds"))
+        and all(_is_number(record.get(part, 0)) for part in ("stage_version", "seconds"))
         and all(isinstance(one, str) for one in (*record["needs"].values(), *record["inputs"].values()))
         and _is_listing(record["outputs"])
         and _is_listing(record["result"].get("files", {}))
