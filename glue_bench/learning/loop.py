@@ -119,7 +119,7 @@ class _Training:
         self.dropout = MaskStream(0)
         self.step = 0
         self.curves = Curves()
-        self.whole = False  # an interrupt in the middle of an update leaves nothing to save
+        self.whole = True  # an interrupt in the middle of an update leaves nothing to save
         self.saved_step = -1
         self.save_seconds = 0.0
         self.saved_at = time.monotonic()
@@ -156,7 +156,6 @@ class _Training:
         progress = Progress(end, self.step, self.group.records)
         with progress, cheap_dropout(self.model, self.dropout):
             for batch in self._batches(end):
-                self.whole = False
                 started = time.monotonic()
                 row = self._advance(batch)
                 seconds = time.monotonic() - started
@@ -221,6 +220,7 @@ class _Training:
         means = LossTerms(*torch.tensor([soft, mlm, cosine], dtype=torch.float64)).divided(batch.counts)
         loss = float(means.total(self.objective.weights))
         self._check(loss, grad_norm)
+        self.whole = False
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1

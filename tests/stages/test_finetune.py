@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +164,21 @@ def test_mnli_keeps_its_two_dev_sets_apart_and_predicts_ax(store: Store) -> None
     write_split(store, "mnli", "validation_matched", 30)
     write_split(store, "mnli", "validation_mismatched", 25, seed=9)
     write_split(store, "ax", "test", 10, labelled=False)
-    result = finetune_step(store, step("mnli"))
+    one = step("mnli")
+    one = replace(one, needs=(*one.needs, "prepare/glue/ax"))
+    result = finetune_step(store, one)
     assert [(s["split"], s["examples"]) for s in result["scores"]] == [
         ("validation_matched", 30),
         ("validation_mismatched", 25),
     ]
-    found = predictions_of(store, step("mnli"))
+    found = predictions_of(store, one)
     assert {split: len(one.idx) for split, one in found.items()} == {
         "validation_matched": 30,
         "validation_mismatched": 25,
         "ax": 10,
     }
     write_split(store, "ax", "test", 10)
-    scores = finetune_step(store, step("mnli"))["scores"]
+    scores = finetune_step(store, one)["scores"]
     assert scores[2]["task"] == "ax" and list(scores[2]["metrics"]) == ["matthews_correlation"]
 
 

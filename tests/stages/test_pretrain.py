@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, BertModel
 
+from glue_bench import pipeline
 from glue_bench.errors import UserError
 from glue_bench.learning import loop
 
@@ -124,6 +126,7 @@ def test_killed_step_resumes_to_the_same_files(walk: Callable) -> None:
 
 def test_finished_training_is_not_repeated(walk: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the last checkpoint and the record, the step saves its model again without training."""
+    monkeypatch.setattr(pipeline, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))  # killed before it clears up
     here = walk()
     first = here.do(STEP)
     (here.store.folder(STEP) / "record.json").unlink()
