@@ -3,11 +3,9 @@
 Standard library only: plan uses it. Hashes are remembered by path, size and time stamp so that a no-op run stays quick.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,9 +167,3 @@ def in_hub_cache(kind: str, name: str, revision: str) -> bool:
     if not folder.is_dir():
         return False
     return (folder / revision).is_dir() if revision else any(folder.iterdir())
-
-
-def identity_hash(inputs: Mapping[str, Input]) -> str:
-    """One hash over the identities of several inputs."""
-    text = json.dumps({name: one.identity for name, one in inputs.items()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

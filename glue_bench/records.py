@@ -5,7 +5,6 @@ and bytes under names that carry the unit. No NaN is ever written: a missing val
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
@@ -121,10 +120,3 @@ def from_json(record_type: type[RecordType], plain: Mapping[str, Any]) -> Record
         return record_type(**values)
     except TypeError as error:
         raise ValueError(f"{record_type.__name__}: {error}") from None
-
-
-def finite(value: float, what: str) -> float:
-    """Return value; raise ValueError naming `what` where it is NaN or infinite."""
-    if not math.isfinite(value):
-        raise ValueError(f"{what} is {value}")
-    return value

@@ -23,8 +23,6 @@ from glue_bench.reporting.summary import RETENTION_COLUMNS, SCORE_COLUMNS, reten
 from glue_bench.reporting.tables import csv_text
 from glue_bench.tasks import TASKS
 
-TABLES = ("summary.json", "scores.csv", "retention.csv", "efficiency.csv", "report.md")
-
 
 @dataclass(frozen=True)
 class Report:

@@ -14,7 +14,6 @@ COLUMNS = (
     "p99_ms", "examples_per_second", "speedup", "speedup_low", "speedup_high", "peak_memory_mb", "device_memory_mb",
 )  # fmt: skip
 PAPER_SCENARIO = {"scenario": "stsb-pass", "batch_size": 1, "precision": "fp32", "backend": "eager"}
-WHOLE_PASS = "stsb-pass"  # its samples are passes, not batches
 
 
 def efficiency_rows(run: RunFolder) -> list[dict[str, Any]]:

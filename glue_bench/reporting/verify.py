@@ -12,7 +12,7 @@ from typing import Any
 
 from glue_bench.config import Config, distill_settings, plain, task_settings
 from glue_bench.data.predictions import PREDICTIONS_FILE
-from glue_bench.errors import GlueBenchError, StepError
+from glue_bench.errors import GlueBenchError
 from glue_bench.plan import check_settings, fingerprint
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.build import build_tables
@@ -188,10 +188,3 @@ def _equal(stands: Any, right: Any) -> bool:
         )
     except (TypeError, ValueError):
         return False
-
-
-def require_agreement(folder: Path) -> None:
-    """Raise StepError with the first disagreements of a folder; nothing where everything agrees."""
-    if found := verify(folder):
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise StepError(f"{folder}: does not agree with itself: {'; '.join(found[:3])}{more}; run report again")
