@@ -23,12 +23,13 @@ STAGES = tuple(STAGE_VERSIONS)
 
 @dataclass(frozen=True)
 class Step:
-    """One unit of work: the first part of its name is its stage."""
+    """One unit of work: the first part of its name is its stage. `upkeep` cannot change its result."""
 
     name: str
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    upkeep: Mapping[str, Any] = field(default_factory=dict)  # not in the fingerprint: when to write checkpoints
 
     @property
     def stage(self) -> str:
@@ -169,8 +170,13 @@ def _pretrain(config: Config, compute: Mapping[str, Any]) -> list[Step]:
     name = config.teacher.name
     if not _trains(config.pretrain):
         return []
-    settings = {**plain(config.pretrain), **compute, "weights": f"prepare/weights/{name}"}
-    return [Step(f"pretrain/{name}", settings, (f"prepare/weights/{name}", "prepare/corpus"))]
+    settings, upkeep = _without_upkeep({**plain(config.pretrain), **compute, "weights": f"prepare/weights/{name}"})
+    return [Step(f"pretrain/{name}", settings, (f"prepare/weights/{name}", "prepare/corpus"), {}, upkeep)]
+
+
+def _without_upkeep(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    rest = dict(settings)
+    return rest, {"checkpoint_every": rest.pop("checkpoint_every")}
 
 
 def _distill(config: Config, compute: Mapping[str, Any]) -> list[Step]:
@@ -180,9 +186,11 @@ def _distill(config: Config, compute: Mapping[str, Any]) -> list[Step]:
         if not student.layers:
             continue
         distill = distill_settings(config, student)
-        settings = {**plain(distill), **compute, "layers": list(student.layers), "teacher": teacher}
+        settings, upkeep = _without_upkeep(
+            {**plain(distill), **compute, "layers": list(student.layers), "teacher": teacher}
+        )
         needs = (teacher, "prepare/corpus") if _trains(distill) else (teacher,)
-        steps.append(Step(f"distill/{student.name}", settings, needs))
+        steps.append(Step(f"distill/{student.name}", settings, needs, {}, upkeep))
     return steps
 
 
@@ -204,7 +212,7 @@ def _finetune(config: Config, compute: Mapping[str, Any], memo: Any) -> list[Ste
             finetuned = config.teacher.finetuned if model == teacher else student.finetuned
             if task in finetuned:
                 settings = {"model": model, "task": task, "max_length": base["max_length"], **compute, "seed": 0}
-                inputs = weights_inputs(finetuned[task], "", memo)
+                inputs = checkpoint_inputs(finetuned[task], f"finetuned.{task} of {model}", memo)
                 steps.append(Step(f"finetune/{model}/{task}/seed-0", settings, data, inputs))
                 continue
             if not (student.layers or student.weights or student.weights_of) and model in rows:

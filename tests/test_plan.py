@@ -77,6 +77,7 @@ def test_no_setting_is_missing_from_the_fingerprints() -> None:
         "finetune.seeds",
     }
     without_effect |= {"machine.threads", "machine.precision"}  # they act through Facts
+    without_effect |= {"pretrain.checkpoint_every", "distill.checkpoint_every"}  # when, not what
     without_effect |= {"finetune.temperature", "finetune.keep_weights", "corpus.heldout", "name"}
     base_raw = plain(load_config("quick"))
     base = marks(base_raw)
@@ -108,6 +109,10 @@ def _another(value: object) -> object:
     if isinstance(value, float):
         return value / 2 or 0.1
     return None
+
+
+def test_writing_more_checkpoints_makes_nothing_stale() -> None:
+    assert changed("pretrain.checkpoint_every=7") == changed("distill.checkpoint_every=7") == set()
 
 
 def test_keep_weights_is_seen_by_the_report() -> None:

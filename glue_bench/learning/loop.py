@@ -22,6 +22,7 @@ from glue_bench.learning.batches import Batch, Batches, MicroBatch
 from glue_bench.learning.checkpoints import clear_checkpoints, load_checkpoint, save_checkpoint
 from glue_bench.learning.distributed import Group, first_value, sum_gradients, sum_tensor
 from glue_bench.learning.dropout import MaskStream, cheap_dropout
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights
 from glue_bench.learning.optimiser import Schedule, adamw
 from glue_bench.learning.progress import Progress
@@ -80,11 +81,12 @@ def train(
     """
     training = _Training(objective, batches, schedule, settings, folder / "checkpoints", fingerprint)
     training.resume()
-    try:
-        training.run()
-    except KeyboardInterrupt:
-        training.save_if_quick()
-        raise
+    with kept_heap():
+        try:
+            training.run()
+        except KeyboardInterrupt:
+            training.save_if_quick()
+            raise
     return training.curves
 
 

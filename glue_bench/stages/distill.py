@@ -133,7 +133,12 @@ def _train(
         compiled=place.type == "cuda",
     )
     curves = train(
-        objective, setup.batches, setup.schedule, settings, folder=folder, fingerprint=fingerprint(step, store)
+        objective,
+        setup.batches,
+        setup.schedule,
+        {**settings, **step.upkeep},
+        folder=folder,
+        fingerprint=fingerprint(step, store),
     )
     result |= training_result(curves, setup, settings, ())
     result["ce_positions"] = settings["ce_positions"]

@@ -28,6 +28,7 @@ from glue_bench.data.predictions import (
 )
 from glue_bench.errors import StepError, UserError
 from glue_bench.learning.classify import Recipe, SoftTargets, longest_input, predict, train
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import score_with_warnings
 from glue_bench.learning.models import load_classifier, load_finetuned, load_tokenizer, set_dropout
 from glue_bench.learning.saving import save_model
@@ -71,20 +72,21 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
         return _majority(step, store, task, splits)
     use_threads(step.settings["threads"])
     place = torch_device(device)
-    if "weights" in step.settings:
-        model, words, training = _fine_tuned(step, store, task, place)
-        columns = tuple(range(task.num_outputs))
-    else:
-        folder = _checkpoint(step)
-        model, columns = load_finetuned(folder, task)
-        words, training = _words(folder, model, step.settings["max_length"]), NO_TRAINING
-        model.to(place)
-    predictions, truncated = [], {}
-    for split, examples in splits.items():
-        encoded = _tokenised(examples, words)
-        logits = predict(model, encoded, step.settings["precision"])[:, list(columns)]
-        predictions.append(_decided(split, examples, logits, task))
-        truncated[split] = encoded.truncated
+    with kept_heap():
+        if "weights" in step.settings:
+            model, words, training = _fine_tuned(step, store, task, place)
+            columns = tuple(range(task.num_outputs))
+        else:
+            folder = _checkpoint(step)
+            model, columns = load_finetuned(folder, task)
+            words, training = _words(folder, model, step.settings["max_length"]), NO_TRAINING
+            model.to(place)
+        predictions, truncated = [], {}
+        for split, examples in splits.items():
+            encoded = _tokenised(examples, words)
+            logits = predict(model, encoded, step.settings["precision"])[:, list(columns)]
+            predictions.append(_decided(split, examples, logits, task))
+            truncated[split] = encoded.truncated
     write_predictions(store.folder(step.name) / PREDICTIONS_FILE, predictions)
     return _result(step, predictions, truncated, training)
 

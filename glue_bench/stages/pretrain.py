@@ -60,7 +60,12 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     compiled = place.type == "cuda"
     objective = MaskedLanguageModelling(model, HeldOut(setup.heldout, None), settings["precision"], compiled)
     curves = train(
-        objective, setup.batches, setup.schedule, settings, folder=folder, fingerprint=fingerprint(step, store)
+        objective,
+        setup.batches,
+        setup.schedule,
+        {**settings, **step.upkeep},
+        folder=folder,
+        fingerprint=fingerprint(step, store),
     )
     notes = [] if has_head else [f"the MLM head is new; the first {head_only} steps trained it alone"]
     result = training_result(curves, setup, settings, notes)
