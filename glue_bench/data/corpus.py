@@ -17,12 +17,14 @@ from glue_bench.data.text import hub_commit
 from glue_bench.data.tokenising import rust_tokenizer, write_sequences
 from glue_bench.errors import StepError, UserError
 from glue_bench.inputs import Input
+from glue_bench.records import SEAL, seal_holds, sealed
 from glue_bench.store import Store, atomic_folder, lock, sha256_file, write_atomic
 
 STEP = "prepare/corpus"
 FORMAT = 1  # raised when the cache's content would differ for the same key
 POOL_BATCHES = 50  # by_length: batches sorted by length together; sorting more would make the order less random
 KEYED = ("batches", "heldout_fraction", "sequence_length")
+KEYED_WHERE_SET = ("max_hub_tokens",)  # settings that came later: without them a cache keeps its key
 LOCK_WAIT_S = 24 * 3600.0
 
 
@@ -90,7 +92,9 @@ class Corpus:
 def cache_key(settings: Mapping[str, Any], inputs: Mapping[str, Input], tokenizer: Any) -> str:
     """Key of a cache: hash over text identities (embedded text by its settings), tokenizer content and settings."""
     texts = {name: _identity(one, settings) for name, one in inputs.items()}
-    content = [FORMAT, texts, tokenizer_content(tokenizer), {name: settings[name] for name in KEYED}]
+    chosen = {name: settings[name] for name in KEYED}
+    chosen |= {name: settings[name] for name in KEYED_WHERE_SET if settings.get(name)}
+    content = [FORMAT, texts, tokenizer_content(tokenizer), chosen]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -120,7 +124,7 @@ def build_corpus(
                 path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
                 for path in sorted(temporary.glob("*.bin"))
             }
-            write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            write_atomic(temporary / "manifest.json", json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n")
     return open_corpus(cache, key).manifest
 
 
@@ -177,6 +181,8 @@ def open_corpus(cache: Path, key: str) -> Corpus:
     folder = cache / key
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if SEAL not in manifest or not seal_holds(manifest) or manifest["key"] != key:
+            raise DamagedCache(f"{folder / 'manifest.json'} was changed")
         for name, listed in manifest["files"].items():
             path = folder / name
             if path.stat().st_size != listed["bytes"] or sha256_file(path) != listed["sha256"]:
@@ -188,7 +194,7 @@ def open_corpus(cache: Path, key: str) -> Corpus:
         counts = np.fromfile(folder / "counts.bin", dtype=np.int64)
     except OSError as error:
         raise DamagedCache(f"{error.filename or folder}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCache(f"{folder / 'manifest.json'} cannot be read ({error})") from None
     return Corpus(*parts, counts, manifest)
 

@@ -5,9 +5,10 @@ size; a second pass cuts that stream into sequences [CLS] ... [SEP]. Packed ones
 documents joined by [SEP]; by_length a document is a sequence, or several.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,56 +38,90 @@ def write_sequences(
     """Tokenise into `stream` files, cut these into sequences, remove them; returns the manifest's counts."""
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     backend = rust_tokenizer(tokenizer)
-    separator = tokenizer.sep_token_id if settings["batches"] == "packed" else None
+    separator = [tokenizer.sep_token_id] if settings["batches"] == "packed" else []
     texts = [one for name, one in inputs.items() if name.startswith("text-")]
-    ends = _tokenise(folder / "stream", texts, settings, backend, dtype, separator)
-    boundary, documents = int(ends[-1]), len(ends)
-    stream = np.memmap(folder / "stream", dtype=dtype, mode="r")
+    stream, ends = _tokenise(folder / "stream", texts, settings, backend, dtype, separator)
+    train, heldout = Stream(stream, ends, 0), None
     if "heldout" in inputs:
-        heldout_ends = _tokenise(folder / "heldout", [inputs["heldout"]], settings, backend, dtype, separator)
-        heldout_stream = np.memmap(folder / "heldout", dtype=dtype, mode="r")
+        heldout = Stream(*_tokenise(folder / "heldout", [inputs["heldout"]], settings, backend, dtype, separator), 0)
     else:
         boundary = _heldout_start(ends, settings["heldout_fraction"])
-        heldout_ends = np.append(ends[ends > boundary], []).astype(np.int64) - boundary
-        heldout_stream = stream[boundary:]
-        ends = np.append(ends[ends < boundary], boundary)
+        heldout = Stream(stream[boundary:], ends[np.searchsorted(ends, boundary, side="right") :], boundary)
+        train = Stream(stream[:boundary], ends[: np.searchsorted(ends, boundary)], 0)
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    result: dict[str, Any] = {"dtype": dtype.name, "documents": documents}
-    result["train"] = _cut(folder, "train", stream[:boundary], ends, settings, tokenizer, counts)
-    result["heldout"] = _cut(folder, "heldout", heldout_stream, heldout_ends, settings, tokenizer, None)
+    result: dict[str, Any] = {"dtype": dtype.name, "documents": len(ends)}
+    result["train"] = _cut(folder, "train", train, settings, tokenizer, counts)
+    result["heldout"] = _cut(folder, "heldout", heldout, settings, tokenizer, None)
     counts.tofile(folder / "counts.bin")
-    for name in ("stream", "heldout"):
+    for name in ("stream", "stream.ends", "heldout", "heldout.ends"):
         (folder / name).unlink(missing_ok=True)
     return result
 
 
+class Stream(NamedTuple):
+    """Tokens of documents one after the other, and where these end, as places + `base`; what follows the last end is
+    one more document. Both may be memory-mapped: there can be a hundred million documents."""
+
+    tokens: np.ndarray
+    ends: np.ndarray
+    base: int
+
+
 def _tokenise(
-    path: Path, texts: list[Input], settings: Mapping[str, Any], backend: Any, dtype: np.dtype, separator: int | None
-) -> np.ndarray:
-    """Append the tokens of all documents to a file, each followed by the separator; returns their ends (documents,)."""
-    ends: list[np.ndarray] = []
+    path: Path, texts: list[Input], settings: Mapping[str, Any], backend: Any, dtype: np.dtype, separator: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the tokens of all documents to a file, each followed by the separator, and their ends to another.
+
+    Returns both, memory-mapped. Of the texts from the hub, which may have no end to speak of, no more is read than
+    max_hub_tokens tokens in all; each may take its equal share of what the ones before it left.
+    """
+    ends_path = path.with_name(f"{path.name}.ends")
+    from_hub = [one.location.startswith("hub:") for one in texts]
+    capped = settings.get("max_hub_tokens", 0)
+    left, written = capped, 0
+    with path.open("wb") as tokens, ends_path.open("wb") as ends:
+        for number, one in enumerate(texts):
+            limit = max(1, left // sum(from_hub[number:])) if capped and from_hub[number] else 0
+            count = 0
+            for ids, stops in _documents(one, settings, backend, separator, limit):
+                np.asarray(ids, dtype=dtype).tofile(tokens)
+                (np.asarray(stops, dtype=np.int64) + written).tofile(ends)
+                count += len(ids)
+            written += count
+            left -= count if from_hub[number] else 0
+    if not written:
+        where = ", ".join(one.location for one in texts)
+        raise UserError(f"corpus.text: {where}: holds no text; give a file with a paragraph a line")
+    return np.memmap(path, dtype=dtype, mode="r"), np.memmap(ends_path, dtype=np.int64, mode="r")
+
+
+def _documents(
+    text: Input, settings: Mapping[str, Any], backend: Any, separator: list[int], limit: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """A text's tokens in blocks, and the ends of the documents that end in each, as places in the text's tokens.
+
+    After `limit` tokens (0: none) nothing more is read, and the document ends there.
+    """
     written = in_document = 0
-    with path.open("wb") as file:
-        for block in _blocks(paragraph for one in texts for paragraph in read_paragraphs(one.location, settings)):
+    with contextlib.closing(read_paragraphs(text.location, settings)) as paragraphs:
+        for block in _blocks(paragraphs):
             encodings = iter(backend.encode_batch_fast([p for p in block if p], add_special_tokens=False))
             tokens: list[int] = []
-            ends_here: list[int] = []
+            ends: list[int] = []
             for paragraph in block:
                 if paragraph:
                     ids = next(encodings).ids
                     tokens += ids
                     in_document += len(ids)
                 elif in_document:
-                    tokens += [separator] if separator is not None else []
-                    ends_here.append(written + len(tokens))
+                    tokens += separator
+                    ends.append(written + len(tokens))
                     in_document = 0
-            np.asarray(tokens, dtype=dtype).tofile(file)
+            if limit and written + len(tokens) >= limit:
+                yield tokens[: limit - written], [*(end for end in ends if end < limit), limit]
+                return
+            yield tokens, ends
             written += len(tokens)
-            ends.append(np.asarray(ends_here, dtype=np.int64))
-    if not written:
-        where = ", ".join(one.location for one in texts)
-        raise UserError(f"corpus.text: {where}: holds no text; give a file with a paragraph a line")
-    return np.concatenate(ends)
 
 
 def _blocks(paragraphs: Iterator[str]) -> Iterator[list[str]]:
@@ -109,42 +144,61 @@ def _heldout_start(ends: np.ndarray, fraction: float) -> int:
     """
     total = int(ends[-1])
     wanted = int(total * (1 - fraction))
-    nearest = int(ends[np.argmin(np.abs(ends - wanted))])
+    place = int(np.searchsorted(ends, wanted))
+    nearest = min((int(end) for end in ends[max(place - 1, 0) : place + 1]), key=lambda end: abs(end - wanted))
     return nearest if abs(nearest - wanted) <= (total - wanted) / 2 else wanted
+
+
+def _edges(stream: Stream, room: int, packed: bool, per_chunk: int) -> Iterator[np.ndarray]:
+    """Where sequences of at most `room` tokens begin and end, about `per_chunk` of them at a time.
+
+    [a, b, c] are two, a to b and b to c. Packed ones all have `room` tokens, else each document is cut by itself.
+    """
+    length = len(stream.tokens)
+    if packed:
+        for first in range(0, length // room, per_chunk):
+            yield np.arange(first, min(first + per_chunk, length // room) + 1, dtype=np.int64) * room
+        return
+    start = 0
+    for first in range(0, len(stream.ends) + 1, per_chunk):
+        stops = np.asarray(stream.ends[first : first + per_chunk]) - stream.base
+        if first + per_chunk > len(stream.ends) and (stops[-1] if len(stops) else start) < length:
+            stops = np.append(stops, length)
+        if not len(stops):
+            return
+        starts = np.concatenate([[start], stops[:-1]])
+        pieces = -(-(stops - starts) // room)
+        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        edges = np.append(np.repeat(starts, pieces) + number * room, stops[-1])
+        for begin in range(0, len(edges) - 1, per_chunk):
+            yield edges[begin : begin + per_chunk + 1]
+        start = int(stops[-1])
 
 
 def _cut(
     folder: Path,
     part: str,
-    stream: np.ndarray,
-    ends: np.ndarray,
+    stream: Stream,
     settings: Mapping[str, Any],
     tokenizer: Any,
     counts: np.ndarray | None,
 ) -> dict[str, int]:
     """Cut a stream into sequences [CLS] ... [SEP], write them, add to `counts`. Raises UserError where none is left."""
     room = settings["sequence_length"] - 2
-    if settings["batches"] == "packed":
-        edges = np.arange(len(stream) // room + 1, dtype=np.int64) * room
-    else:
-        starts = np.concatenate([[0], ends[:-1]])
-        pieces = [np.arange(start, end, room, dtype=np.int64) for start, end in zip(starts, ends, strict=True)]
-        edges = np.concatenate([*pieces, ends[-1:]])
     shortest = SHORTEST if settings["batches"] == "by_length" else 0  # packed ones are all of the length asked for
     sequences = tokens = dropped = unknown = 0
     per_chunk = max(1, CHUNK_TOKENS // (room + 2))
     with (folder / f"{part}.tokens.bin").open("wb") as file, (folder / f"{part}.offsets.bin").open("wb") as offsets:
         np.zeros(1, dtype=np.int64).tofile(offsets)
-        for first in range(0, len(edges) - 1, per_chunk):
-            here = edges[first : first + per_chunk + 1]
-            inner = np.asarray(stream[here[0] : here[-1]])
+        for here in _edges(stream, room, settings["batches"] == "packed", per_chunk):
+            inner = np.asarray(stream.tokens[here[0] : here[-1]])
             is_unknown = inner == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)
             lengths = np.diff(here)
             unknowns = np.add.reduceat(is_unknown, here[:-1] - here[0], dtype=np.int64)
             keep = (lengths + 2 >= shortest) & (unknowns < LONGEST_UNKNOWN * (lengths + 2))
             inner, lengths = inner[np.repeat(keep, lengths)], lengths[keep] + 2
             sequence_ends = np.cumsum(lengths)
-            whole = np.empty(lengths.sum(), dtype=stream.dtype)
+            whole = np.empty(lengths.sum(), dtype=stream.tokens.dtype)
             whole[sequence_ends - 1], whole[sequence_ends - lengths] = tokenizer.sep_token_id, tokenizer.cls_token_id
             ordinary = np.ones(len(whole), dtype=bool)
             ordinary[sequence_ends - 1] = ordinary[sequence_ends - lengths] = False
@@ -158,7 +212,7 @@ def _cut(
     if not sequences:
         remedy = "use more text or a shorter sequence_length"
         raise UserError(
-            f"corpus.text: the {part} text of {len(stream):,} tokens gives no sequence of {room + 2} tokens "
+            f"corpus.text: the {part} text of {len(stream.tokens):,} tokens gives no sequence of {room + 2} tokens "
             f"({dropped} dropped as too short or half unknown); {remedy}"
         )
     return {"sequences": sequences, "tokens": tokens, "dropped": dropped, "unknown": unknown}

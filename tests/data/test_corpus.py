@@ -305,6 +305,114 @@ def test_too_short_for_one_batch(tmp_path: Path, tokenizer: BertTokenizer) -> No
         corpus.epoch_batches(0, 0, 36)
 
 
+def hub_rows(counts: dict[str, int], length: int) -> Any:
+    """A stand-in for the hub: data sets without end, of documents of `length` words; `counts` says how many were read.
+
+    A name that holds "short" has four documents.
+    """
+
+    def rows(location: str) -> Any:
+        counts[location] = 0
+        while "short" not in location or counts[location] < 4:
+            counts[location] += 1
+            yield "\n".join(document(length, counts[location]))
+
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["packed", "by_length"])
+def test_hub_text_is_read_up_to_its_cap(
+    kind: str, tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream without end is left after max_hub_tokens tokens and little more is read; files are never cut; the key
+    knows the cap."""
+    counts: dict[str, int] = {}
+    monkeypatch.setattr(text_module, "_hub_rows", hub_rows(counts, 30))
+    monkeypatch.setattr(tokenising, "BLOCK_CHARACTERS", 500)
+    hub = Input("hub:a/b@1f", "hub:a/b@1f")
+    settings = SETTINGS | {"batches": kind, "max_hub_tokens": 1000}
+    manifest = build_corpus(tmp_path / "cache", settings, {"text-0": hub}, tokenizer)
+    per_document = 31 if kind == "packed" else 30
+    assert manifest["documents"] == -(-1000 // per_document)
+    assert counts["hub:a/b@1f"] < 2 * manifest["documents"]
+    corpus = open_corpus(tmp_path / "cache", manifest["key"])
+    words = [tokenizer.convert_tokens_to_ids(word) for word in " ".join(document(30, 1)).split()]
+    first = rows(corpus.train)[0]
+    assert first[1:-1] == words[:14]
+    inner = sum(manifest[part]["tokens"] - 2 * manifest[part]["sequences"] for part in ("train", "heldout"))
+    assert 0.8 * 1000 < inner <= 1000
+    other = cache_key(settings | {"max_hub_tokens": 999}, {"text-0": hub}, tokenizer)
+    assert other != manifest["key"]
+    file = write_text(tmp_path / "a.txt", [document(50, i) for i in range(60)])
+    whole = build_corpus(tmp_path / "cache", settings | {"max_hub_tokens": 7}, {"text-0": file}, tokenizer)
+    assert whole["documents"] == 60
+    assert cache_key(SETTINGS | {"max_hub_tokens": 0}, {"text-0": hub}, tokenizer) == cache_key(
+        SETTINGS, {"text-0": hub}, tokenizer
+    )
+
+
+def test_hub_texts_share_their_cap(tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half each of two; what a short one leaves is for those after it; a held-out file is read whole."""
+    counts: dict[str, int] = {}
+    monkeypatch.setattr(text_module, "_hub_rows", hub_rows(counts, 30))
+    monkeypatch.setattr(tokenising, "BLOCK_CHARACTERS", 100)
+    heldout = write_text(tmp_path / "a.txt", [document(50)])
+    settings = SETTINGS | {"max_hub_tokens": 1000}
+    texts = {"text-0": Input("hub:one@1", "one"), "text-1": Input("hub:two@1", "two"), "heldout": heldout}
+    manifest = build_corpus(tmp_path / "cache", settings, texts, tokenizer)
+    assert manifest["documents"] == 2 * -(-500 // 31)
+    assert manifest["heldout"]["sequences"] == 51 // 14
+    texts = {"text-0": Input("hub:short@1", "short"), "text-1": Input("hub:two@1", "two"), "heldout": heldout}
+    manifest = build_corpus(tmp_path / "cache", settings, texts, tokenizer)
+    assert manifest["documents"] == 4 + -(-(1000 - 4 * 31) // 31)
+    tiny = settings | {"max_hub_tokens": 1, "sequence_length": 3, "heldout_fraction": 0.5}
+    texts = {f"text-{i}": Input(f"hub:{i}@1", str(i)) for i in range(3)} | {"heldout": heldout}
+    assert build_corpus(tmp_path / "cache", tiny, texts, tokenizer)["documents"] == 3, "one token each at the least"
+
+
+def test_hub_data_sets_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by id, subset and commit, as a stream; a row is a document; no column text is said so."""
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options))
+        return iter([{"text": "one\n\ntwo"}, {"text": "three"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = list(read_paragraphs("hub:a/b:c@1f", {}))
+    assert found == ["one", "two", END, "three", END, END]
+    assert asked == [(("a/b", "c"), {"split": "train", "streaming": True, "revision": "1f"})]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter([{"words": "x"}]))
+    with pytest.raises(UserError, match="has no column text"):
+        list(read_paragraphs("hub:a/b@1f", {}))
+
+
+def test_many_documents_cut_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges of sequences, chunk by chunk, against the plain loop; documents of all lengths, a tail without an end."""
+    random = np.random.default_rng(2)
+    for trial in range(60):
+        lengths = random.integers(1, 40, random.integers(0, 12))
+        tail, base, room = int(random.integers(0, 30)) * (trial % 2), trial % 7, int(random.integers(1, 15))
+        if not lengths.sum() + tail:
+            continue
+        tokens = np.zeros(lengths.sum() + tail)
+        stream = tokenising.Stream(tokens, np.cumsum(lengths) + base, base)
+        expected, start = [], 0
+        for length in [*lengths, *([tail] if tail else [])]:
+            expected += [(at, min(at + room, start + length)) for at in range(start, start + length, room)]
+            start += length
+        for per_chunk in (1, 2, 3, 100):
+            chunks = list(tokenising._edges(stream, room, False, per_chunk))
+            found = [pair for chunk in chunks for pair in zip(chunk[:-1], chunk[1:], strict=True)]
+            assert found == expected, (lengths, tail, room, per_chunk)
+            assert max(len(chunk) for chunk in chunks) <= per_chunk + 1
+            packed = list(tokenising._edges(stream, room, True, per_chunk))
+            pairs = [pair for chunk in packed for pair in zip(chunk[:-1], chunk[1:], strict=True)]
+            assert pairs == [(at, at + room) for at in range(0, len(tokens) // room * room, room)]
+
+
 def test_hub_locations() -> None:
     """hub:ID[:SUBSET][@COMMIT]."""
     assert hub_parts("hub:a/b") == ("a/b", "", "")
