@@ -32,6 +32,7 @@ PREDICTED_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}  # tensor cores want multiples of 8
 # Families that build their attention mask through transformers' masking_utils and take a finished one.
 TAKE_READY_MASK = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"})
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 
 
@@ -146,7 +147,7 @@ def predict(model: PreTrainedModel, encoded: Encoded, precision: str) -> np.ndar
         while batches:
             try:
                 logits[batches[0].rows] = forward(known, batches[0]).float()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(batches[0].index) == 1:
                     raise
                 batches[:1] = batches[0].pieces(-(-len(batches[0].index) // 2))
@@ -208,7 +209,7 @@ class _Batches:
         while True:
             try:
                 return self._add(batch, step)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             if self.micro_batch_size == 1:
@@ -248,9 +249,15 @@ class _Batches:
         )
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is the device's memory running out, or the machine's."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is the device's memory running out, or the machine's, whichever library met it.
+
+    torch's allocator of CUDA memory has a class of its own; the CPU's, CUDA itself and cuBLAS say it in words; NumPy
+    (the dropout masks) raises MemoryError.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _targets(labels: np.ndarray, device: torch.device) -> Tensor:

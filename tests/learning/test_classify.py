@@ -13,7 +13,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from glue_bench.data.batching import Encoded
 from glue_bench.errors import StepError
 from glue_bench.learning import classify
-from glue_bench.learning.classify import Forward, Recipe, SoftTargets, longest_input, predict, task_loss, train
+from glue_bench.learning.classify import (
+    Forward,
+    Recipe,
+    SoftTargets,
+    is_out_of_memory,
+    longest_input,
+    predict,
+    task_loss,
+    train,
+)
 from glue_bench.learning.dropout import MaskStream, StreamDropout, cheap_dropout
 from glue_bench.learning.first_position import LAST_LAYERS, first_position_only
 from glue_bench.learning.models import set_dropout
@@ -192,7 +201,22 @@ def test_nan_is_an_error_that_says_where() -> None:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def small_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+NO_MEMORY = {
+    "torch on CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "CUDA": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "torch on the CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "torch on other CPUs": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
+    "NumPy": MemoryError("Unable to allocate 3.64 TiB for an array"),
+}
+
+
+def small_memory(
+    monkeypatch: pytest.MonkeyPatch, most: int, error: Exception = NO_MEMORY["torch on CUDA"]
+) -> list[int]:
     """Let forward passes of more than `most` examples run out of memory; returns the sizes that were tried."""
     tried: list[int] = []
     plain = Forward.__call__
@@ -200,7 +224,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     def limited(self: Forward, encoded: Encoded, batch: Any) -> torch.Tensor:
         tried.append(len(batch.index))
         if len(batch.index) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return plain(self, encoded, batch)
 
     monkeypatch.setattr(Forward, "__call__", limited)
@@ -225,6 +249,31 @@ def test_no_memory_for_one_example_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     small_memory(monkeypatch, 0)
     with pytest.raises(StepError, match="test: out of memory with one example at a time; lower max_length"):
         train(classifier(), examples(8), labels(8), RECIPE, None, "test")
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_whoever_runs_out_of_memory_it_is_noticed(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    small_memory(monkeypatch, 4, error)
+    done = train(classifier(), examples(8), labels(8), changed(RECIPE, epochs=1), None, "test")
+    assert done.micro_batch_size == 4 and len(done.notes) == 1
+    assert predict(classifier(), examples(8), "fp32").shape == (8, 2)
+
+
+def test_the_cpus_own_message_is_known() -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, 0, RuntimeError("shapes cannot be multiplied"))
+    for work in (
+        lambda: train(classifier(), examples(8), labels(8), RECIPE, None, "test"),
+        lambda: predict(classifier(), examples(8), "fp32"),
+    ):
+        with pytest.raises(RuntimeError, match="shapes"):
+            work()
 
 
 def test_prediction_survives_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
