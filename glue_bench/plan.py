@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def plan(config: Config, facts: Facts, memo: Any) -> tuple[Step, ...]:
     steps += _pretrain(config, compute)
     steps += _distill(config, compute)
     steps += _finetune(config, compute | {"threads": facts.job_threads}, memo)
-    steps += _benchmark(config, facts)
+    steps += _benchmark(config, facts, steps)
     done_before = tuple(step.name for step in steps)
     report = {"title": config.title, "config": config.name, **plain(config.report)}
     report["keep_weights"] = config.finetune.keep_weights
@@ -231,7 +232,7 @@ def _finetune(config: Config, compute: Mapping[str, Any], memo: Any) -> list[Ste
     return steps
 
 
-def _benchmark(config: Config, facts: Facts) -> list[Step]:
+def _benchmark(config: Config, facts: Facts, before: Sequence[Step]) -> list[Step]:
     sources = {}
     for model in model_names(config):
         student = next((one for one in config.students if one.name == model), None)
@@ -243,5 +244,34 @@ def _benchmark(config: Config, facts: Facts) -> list[Step]:
     inputs = ("prepare/glue/stsb",) if "stsb" in config.data.tasks else ()
     for device, machine in facts.devices.items():
         settings = {**plain(config.benchmark), "models": sources, "device": device, "machine": machine}
-        steps.append(Step(f"benchmark/{device}", settings | {"threads": facts.threads}, (*needs, *inputs)))
+        settings |= {"threads": facts.threads, **_packages(config)}
+        steps.append(Step(f"benchmark/{device}", settings, (*needs, *inputs)))
+    return steps + (_int8(config, facts, before) if "onnx-int8" in config.benchmark.backends else [])
+
+
+def _int8(config: Config, facts: Facts, before: Sequence[Step]) -> list[Step]:
+    """A step for the int8 export of each model on each task; its score depends on the CPU's integer products."""
+    cells: dict[tuple[str, str], list[Step]] = {}
+    wanted = {model for model, role in roles(config).items() if role in ("teacher", "student")}
+    for step in before:
+        if step.stage == "finetune" and step.settings["model"] in wanted:
+            cells.setdefault((step.settings["model"], step.settings["task"]), []).append(step)
+    steps = []
+    for (model, task), grid in cells.items():
+        settings = {"model": model, "task": task, "max_length": grid[0].settings["max_length"]}
+        settings |= {"machine": facts.devices["cpu"], "threads": facts.threads, **_packages(config)}
+        needs = (*(one.name for one in grid), f"prepare/glue/{task}")
+        steps.append(Step(int8_step(model, task), settings, needs, grid[0].inputs))
     return steps
+
+
+def int8_step(model: str, task: str) -> str:
+    """The step that scores a model's int8 export on a task."""
+    return f"benchmark/int8/{model}/{task}"
+
+
+def _packages(config: Config) -> dict[str, dict[str, bool]]:
+    """Where ONNX is asked for, whether its packages are there: a row that was skipped for want of them is redone."""
+    if not {"onnx", "onnx-int8"} & set(config.benchmark.backends):
+        return {}
+    return {"packages": {name: find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript")}}

@@ -41,7 +41,8 @@ class Timing:
 
     `samples_s` holds seconds per call (a call = one batch, or one whole pass for the scenario `stsb-pass`);
     `pass_s` the duration of each complete pass over the scenario's inputs, in measuring order, so that the i-th pass
-    of two models timed interleaved (A B B A) are partners.
+    of two models timed interleaved (A B B A) are partners; `turn_s` that of each turn, pass after pass: models change
+    places several times within a pass, and the i-th turns of two models are the same calls, one right after the other.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Timing:
     bytes_on_disk: int | None = None
     largest_logit_difference: float | None = None  # against the eager fp32 model
     skipped: str = ""  # the reason, where nothing was timed
+    turn_s: tuple[float, ...] = ()  # empty in records of before turns were kept
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ import numpy as np
 from glue_bench.config import Config, config_from, plain
 from glue_bench.data.predictions import Predictions, read_predictions, write_predictions
 from glue_bench.inputs import HashMemo
-from glue_bench.learning.metrics import score_with_warnings
+from glue_bench.learning.metrics import headline, score_with_warnings
 from glue_bench.machine import Facts
 from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints, plan
 from glue_bench.records import Environment, Score, Size, Timing, Training
 from glue_bench.reporting import build
+from glue_bench.reporting.scores import Spread
 from glue_bench.stages import check, report
 from glue_bench.store import Store, list_outputs, write_atomic
 from glue_bench.tasks import TASKS
@@ -111,6 +112,14 @@ def small_run() -> Store:
     return make_run(_kept_folder(), settings(data={"tasks": ["rte", "mnli"]}, finetune={"seeds": [0, 1]}))
 
 
+@cache
+def int8_run() -> Store:
+    """As small_run, with int8 exports."""
+    backends = {"backends": ["eager", "onnx-int8"]}
+    changes = {"data": {"tasks": ["rte", "mnli"]}, "finetune": {"seeds": [0, 1]}, "benchmark": backends}
+    return make_run(_kept_folder(), settings(**changes))
+
+
 def copy_run(results: Path, original: Store | None = None) -> Store:
     """A copy of small_run (or another) to damage."""
     original = original or small_run()
@@ -154,6 +163,8 @@ def invent(config: Config, store: Store, step: Step, skill: Mapping[str, float])
             return invent_training(store.folder(step.name)) if step.settings.get("tokens") else {}
         case "finetune":
             return invent_predictions(store, step, skill)
+        case "benchmark" if parts[1] == "int8":
+            return invent_int8(store, step)
         case "benchmark" if parts[1] == "size":
             owners = step.settings["models"]
             return {"sizes": {m: asdict(SIZES["teacher" if m == config.teacher.name else "student"]) for m in owners}}
@@ -199,6 +210,27 @@ def invent_predictions(store: Store, step: Step, skill: Mapping[str, float]) -> 
     if model != "majority":
         write_atomic(store.folder(step.name) / "weights" / "model.safetensors", b"fine-tuned weights")
     return {"scores": scores, "training": None}
+
+
+def invent_int8(store: Store, step: Step) -> dict[str, Any]:
+    """The median seed's predictions, every tenth class changed (regression: off by 0.1) and logits off by 0.25."""
+    model, task = step.settings["model"], TASKS[step.settings["task"]]
+    by_seed = {}
+    for name in (need for need in step.needs if need.startswith("finetune/")):
+        kept = next(one for one in store.result(name)["scores"] if one["split"] == task.dev_splits[0])
+        by_seed[kept["seed"]] = headline(task.name, kept["metrics"])
+    seed = Spread(by_seed).median_seed
+    splits, scores = [], []
+    fp32 = store.folder(f"finetune/{model}/{task.name}/seed-{seed}") / "predictions.parquet"
+    for one in read_predictions(fp32).values():
+        tenth = one.idx % 10 == 0
+        changed = one.prediction + 0.1 if task.is_regression else (one.prediction + tenth) % len(task.classes)
+        metrics, warnings = score_with_warnings(task.name, changed, one.label)
+        scores.append(asdict(Score(model, task.name, one.split, seed, metrics, DEV_ROWS, warnings)))
+        splits.append(Predictions(one.split, one.idx, one.label, changed, one.logits + np.float32(0.25)))
+    write_predictions(store.folder(step.name) / "predictions.parquet", splits)
+    sizes = {"bytes_on_disk": 1_000_000, "fp32_bytes_on_disk": 4_000_000}
+    return {"scores": scores, "seed": seed, "largest_logit_difference": 0.25, "skipped": "", **sizes}
 
 
 def invent_timing(model: str, teacher: str) -> Timing:

@@ -159,3 +159,33 @@ def test_plans_over_fewer_tasks(tasks: list[str]) -> None:
     assert {f"prepare/glue/{task}" for task in tasks} <= names
     assert ("prepare/glue/ax" in names) == ("mnli" in tasks)
     assert "prepare/corpus" not in names  # nothing trains on text here
+
+
+def test_int8_exports_of_teacher_and_students_need_their_fine_tunings_and_come_before_the_report() -> None:
+    raw = plain(load_config("quick"))
+    raw["data"]["tasks"] = ["rte", "stsb"]
+    raw["finetune"] |= {"seeds": [0, 1], "tasks": {}}
+    raw["benchmark"]["backends"] = ["eager", "onnx-int8"]
+    steps = {step.name: step for step in plan(config_from(raw, "x"), FACTS, HashMemo(None))}
+    cells = [name for name in steps if name.startswith("benchmark/int8/")]
+    assert cells == [f"benchmark/int8/{model}/{task}" for task in ("rte", "stsb") for model in ("teacher", "distil-2")]
+    assert set(steps[cells[1]].needs) == {
+        "finetune/distil-2/rte/seed-0",
+        "finetune/distil-2/rte/seed-1",
+        "prepare/glue/rte",
+    }
+    assert set(cells) < set(steps["report"].needs)
+    before, after = marks(raw), marks(raw | {"benchmark": raw["benchmark"] | {"examples": 7}})
+    assert all(before[name] == after[name] for name in cells), "times and scores are apart"
+
+
+def test_what_was_skipped_for_want_of_packages_is_redone_once_they_are_there(monkeypatch) -> None:
+    raw = plain(load_config("quick"))
+    raw["benchmark"]["backends"] = ["eager", "onnx-int8"]
+    monkeypatch.setattr("glue_bench.plan.find_spec", lambda name: None)
+    without = marks(raw)
+    monkeypatch.setattr("glue_bench.plan.find_spec", lambda name: object())
+    there = marks(raw)
+    changed_steps = {name for name in there if there[name] != without[name]}
+    assert {"benchmark/cpu", "benchmark/int8/teacher/rte"} < changed_steps
+    assert not any(name.startswith(("finetune", "distill", "prepare", "pretrain")) for name in changed_steps)

@@ -4,13 +4,14 @@ The tables, the figures and summary.json are different views of one Analysis, so
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from glue_bench.records import Interval
 from glue_bench.reporting.ablation import Ablation, ablation_of
 from glue_bench.reporting.efficiency import efficiency_rows, speedups
+from glue_bench.reporting.quantised import Quantised, QuantisedModel, kept_by_int8, quantised
 from glue_bench.reporting.retention import compare_to, compare_to_copies, compare_to_teacher, model_predictions
 from glue_bench.reporting.run_folder import RunFolder
 from glue_bench.reporting.scores import Scores, score_run
@@ -29,6 +30,8 @@ class Analysis:
     ablation: Ablation | None
     ablated: Mapping[str, DifferenceResult]  # row of the ablation -> less the full student
     efficiency: list[dict[str, Any]]
+    quantised: tuple[Quantised, ...] = ()  # int8 exports by model and task
+    kept_by_int8: Mapping[str, QuantisedModel] = field(default_factory=dict)
 
     @property
     def teacher(self) -> str:
@@ -107,6 +110,7 @@ def analyse(run: RunFolder) -> Analysis:
     scores = score_run(run)
     models = model_predictions(scores)
     ablation = ablation_of(run.config)
+    exported = quantised(run)
     return Analysis(
         run,
         scores,
@@ -115,6 +119,8 @@ def analyse(run: RunFolder) -> Analysis:
         ablation,
         compare_to(run, models, ablation.full, tuple(ablation.rows)) if ablation else {},
         efficiency_rows(run),
+        exported,
+        kept_by_int8(run, exported, scores),
     )
 
 

@@ -16,6 +16,8 @@ from glue_bench.reporting.efficiency import COLUMNS as EFFICIENCY_COLUMNS
 from glue_bench.reporting.figures import Point, losses_figure, parameters_figure, png, retention_figure, scatter_figure
 from glue_bench.reporting.gate import Gate
 from glue_bench.reporting.published_numbers import PARAMETERS_MILLIONS
+from glue_bench.reporting.quantised import COLUMNS as QUANTISED_COLUMNS
+from glue_bench.reporting.quantised import QUANTISED_FILE, quantised_rows
 from glue_bench.reporting.report_background import loss_panels, repeat_command
 from glue_bench.reporting.report_text import report_text
 from glue_bench.reporting.run_folder import RunFolder, load_run
@@ -58,6 +60,9 @@ def build_tables(analysis: Analysis, command: str) -> tuple[dict[str, str], str]
         "efficiency.csv": csv_text(EFFICIENCY_COLUMNS, analysis.efficiency),
         "report.md": report_text(analysis, gate, command, tuple(figures_of(analysis))),
     }
+    if analysis.quantised:
+        rows = quantised_rows(analysis.quantised, analysis.kept_by_int8)
+        tables[QUANTISED_FILE] = csv_text(QUANTISED_COLUMNS, rows)
     return tables, summary["finding"]
 
 

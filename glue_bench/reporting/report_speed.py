@@ -4,9 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from glue_bench.records import Interval
-from glue_bench.reporting.analysis import Analysis
+from glue_bench.reporting.analysis import Analysis, macro_name
 from glue_bench.reporting.published_numbers import SIZE_REDUCTION, SPEEDUP, STSB_PASS_SECONDS
-from glue_bench.reporting.tables import DASH, markdown_table, markdown_text, number, percent, times_interval
+from glue_bench.reporting.quantised import MACRO_ROWS, quantised_rows
+from glue_bench.reporting.tables import (
+    DASH,
+    markdown_table,
+    markdown_text,
+    number,
+    percent,
+    percent_interval,
+    times_interval,
+)
+from glue_bench.tasks import TASKS
 
 MEGA = 1e6
 
@@ -56,6 +66,49 @@ def timing_section(analysis: Analysis) -> str:
         "backend, precision, scenario and batch size.\n\n"
     )
     return text + markdown_table(headers, rows, left=5) + _exported(timed)
+
+
+def quantised_section(analysis: Analysis) -> str:
+    """Scores of the int8 exports beside those of the same weights in fp32 and of the teacher."""
+    rows, reasons = [], {}
+    for row in quantised_rows(analysis.quantised, analysis.kept_by_int8):
+        if row.get("skipped"):
+            name = f"{markdown_text(row['model'])}, {TASKS[row['task']].title}"
+            reasons[f"- {DASH} {name}: {markdown_text(row['skipped'])}"] = None
+        kept = analysis.kept_by_int8.get(row["model"])
+        is_macro = row["task"] in MACRO_ROWS
+        found = kept and (kept.of_fp32.macro, kept.of_fp32.macro_9)[MACRO_ROWS.index(row["task"])] if is_macro else None
+        gap = row.get("largest_logit_difference")
+        rows.append(
+            [
+                markdown_text(row["model"]),
+                f"**{macro_name(found.tasks)}**" if found else TASKS[row["task"]].title,
+                percent(row.get("fp32_score")),
+                percent(row.get("score")),
+                percent_interval(_interval(row, "retention_of_fp32", "fp32_low", "fp32_high")),
+                percent_interval(_interval(row, "retention", "low", "high")),
+                DASH if gap is None else f"{gap:.2g}",
+                number(row["bytes_on_disk"] / MEGA if row.get("bytes_on_disk") else None, 1),
+                number(row["fp32_bytes_on_disk"] / MEGA if row.get("fp32_bytes_on_disk") else None, 1),
+            ]
+        )
+    if not rows:
+        return ""
+    headers = [
+        "model", "task", "fp32", "int8", "int8 keeps of its fp32, % [95 %]", "of the teacher in fp32, % [95 %]",
+        "largest logit difference", "int8, MB", "fp32 export, MB",
+    ]  # fmt: skip
+    text = (
+        "ONNX Runtime's dynamic quantisation of one fine-tuning, the median seed's; fp32 is that same fine-tuning as "
+        "it was scored above, the teacher's is its own median seed. One example at a time, dev sets. Integer products "
+        "may saturate on CPUs without VNNI, so that another machine can score otherwise.\n\n"
+    )
+    table = markdown_table(headers, rows, left=2)
+    return text + table + ("\n" + "\n".join(reasons) + "\n" if reasons else "")
+
+
+def _interval(row: dict[str, Any], value: str, low: str, high: str) -> Interval:
+    return Interval(row.get(value), row.get(low), row.get(high))
 
 
 def skipped_rows(analysis: Analysis) -> Iterator[str]:

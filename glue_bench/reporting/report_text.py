@@ -35,6 +35,7 @@ def report_text(analysis: Analysis, gate: Gate, command: str, figures: tuple[str
         ("Published numbers", report_scores.published_section(analysis)),
         ("Scores over seeds", report_scores.spread_section(analysis) if analysis.tasks else ""),
         ("All metrics", report_scores.metrics_section(analysis)),
+        ("Quantised to int8", report_speed.quantised_section(analysis)),
         ("All timings", report_speed.timing_section(analysis)),
         ("Data", report_background.data_section(analysis)),
         ("Training", report_background.training_section(analysis)),

@@ -15,7 +15,7 @@ from typing import Any
 from glue_bench.config import Config, config_from, distill_settings, task_settings
 from glue_bench.data.glue import data_completeness
 from glue_bench.errors import UserError
-from glue_bench.plan import model_names, roles, weights_step
+from glue_bench.plan import int8_step, model_names, roles, weights_step
 from glue_bench.records import Size, Timing, from_json
 from glue_bench.store import read_record
 
@@ -50,6 +50,11 @@ class RunFolder:
     def cells(self) -> tuple[Cell, ...]:
         """The grid of fine-tunings that the config asks for."""
         return tuple(grid(self.config))
+
+    @cached_property
+    def int8_cells(self) -> tuple[tuple[str, str], ...]:
+        """(model, task) of every int8 export whose score the config asks for."""
+        return tuple(int8_cells(self.config))
 
     @property
     def complete(self) -> bool:
@@ -165,6 +170,8 @@ def expected_steps(config: Config) -> Iterator[str]:
         yield cell.step
     yield "benchmark/size"
     yield "benchmark/cpu"
+    for model, task in int8_cells(config):
+        yield int8_step(model, task)
 
 
 def grid(config: Config) -> Iterator[Cell]:
@@ -180,6 +187,14 @@ def grid(config: Config) -> Iterator[Cell]:
             elif has_weights(config, model):
                 for seed in seeds:
                     yield Cell(model, task, seed)
+
+
+def int8_cells(config: Config) -> Iterator[tuple[str, str]]:
+    """(model, task) where teacher and students are fine-tuned and int8 is among the backends."""
+    if "onnx-int8" in config.benchmark.backends:
+        wanted = roles(config)
+        cells = ((cell.model, cell.task) for cell in grid(config) if wanted[cell.model] in ("teacher", "student"))
+        yield from dict.fromkeys(cells)
 
 
 def has_weights(config: Config, model: str) -> bool:

@@ -61,6 +61,12 @@ class Spread:
         ordered = sorted(self.by_seed, key=lambda seed: (self.by_seed[seed], seed))
         return ordered[(len(ordered) - 1) // 2]
 
+    def closest_to_median(self, seeds: Iterable[int]) -> int | None:
+        """Of these seeds the median one or the one that scores most like it, the smallest of equals; None of none."""
+        median, middle = self.by_seed[self.median_seed], self.median_seed
+        order = sorted(seeds, key=lambda seed: (seed != middle, abs(self.by_seed[seed] - median), seed))
+        return order[0] if order else None
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -17,7 +17,7 @@ from glue_bench.records import Interval
 
 DASH = "–"
 LONGEST_TEXT = 300  # characters of outside text in one cell
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # the wide ones where Excel is Japanese
 # Alignment must not depend on whether the optional package wcwidth is installed: verify compares reports as text.
 tabulate.WIDE_CHARS_MODE = False
 

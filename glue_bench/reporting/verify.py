@@ -13,7 +13,7 @@ from typing import Any
 from glue_bench.config import Config, distill_settings, plain, task_settings
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import GlueBenchError
-from glue_bench.plan import check_settings, fingerprint
+from glue_bench.plan import check_settings, fingerprint, int8_step
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.build import build_tables
 from glue_bench.reporting.report_background import repeat_command
@@ -42,6 +42,7 @@ def verify(folder: Path, name: str = "") -> list[str]:
     except (GlueBenchError, ValueError) as error:
         return [*found, f"scores cannot be recomputed: {error}"]
     found += _scores(analysis)
+    found += _int8(analysis)
     return found + list(_tables(analysis, records))
 
 
@@ -114,6 +115,21 @@ def _scores(analysis: Analysis) -> Iterator[str]:
             ):
                 where = f"{cell.step}/{RECORD}: scores of {one.split}"
                 yield from _differences(stored.get(one.split, {}), one.metrics, where)
+
+
+def _int8(analysis: Analysis) -> Iterator[str]:
+    """What the records of benchmark/int8 say against the predictions of the exports."""
+    for one in analysis.quantised:
+        if one.skipped:
+            continue
+        step = int8_step(one.model, one.task)
+        result = analysis.run.result(step)
+        stored = {score["split"]: score["metrics"] for score in result.get("scores", ())}
+        for score in one.scores:
+            where = f"{step}/{RECORD}: scores of {score.split}"
+            yield from _differences(stored.get(score.split, {}), score.metrics, where)
+        where = f"{step}/{RECORD}: largest_logit_difference"
+        yield from _differences(result.get("largest_logit_difference"), one.largest_logit_difference, where)
 
 
 def _tables(analysis: Analysis, records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

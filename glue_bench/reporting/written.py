@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_bench.reporting.build import Report
+from glue_bench.reporting.quantised import QUANTISED_FILE
 from glue_bench.store import refuse_link, sha256_file, write_atomic
 
 FIGURE_FOLDER = "figures"
@@ -20,6 +21,8 @@ def write_report(root: Path, report: Report) -> dict[str, Any]:
     for old in (root / FIGURE_FOLDER).glob("*.png"):
         if f"{FIGURE_FOLDER}/{old.name}" not in report.files:
             old.unlink()
+    if QUANTISED_FILE not in report.files:
+        (root / QUANTISED_FILE).unlink(missing_ok=True)
     return {
         "headline": report.finding,
         "command": report.command,

@@ -1,18 +1,17 @@
 """benchmark: how large the models are, and how long they take on the same inputs, taking turns.
 
-benchmark/size counts; benchmark/cpu and benchmark/cuda time. Every model is timed as a classifier with one output, as
-for STS-B; its head has random weights, which no time depends on. All models, backends and precisions of one scenario
-are timed interleaved, so that any two rows of it can be compared pass by pass.
+benchmark/size counts; benchmark/cpu and benchmark/cuda time; benchmark/int8/... score the exports (timing/int8.py).
+Every model is timed as a classifier with one output, as for STS-B; its head has random weights, which no time depends
+on. All models, backends and precisions of one scenario are timed interleaved, so that any two of its rows can be
+compared turn by turn.
 """
 
-import contextlib
 import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,17 @@ from glue_bench.plan import Step
 from glue_bench.records import Timing
 from glue_bench.store import Store
 from glue_bench.tasks import TASKS
-from glue_bench.timing.backends import BACKENDS, Ready, Source, Unavailable
+from glue_bench.timing import int8
+from glue_bench.timing.backends import (
+    BACKENDS,
+    SAME_LOGITS,
+    Ready,
+    Source,
+    Unavailable,
+    first_line,
+    installed_versions,
+    logits_of,
+)
 from glue_bench.timing.clock import Limits, event_stopwatch, interleave, wall_stopwatch, warm_up
 from glue_bench.timing.conditions import between, snapshot
 from glue_bench.timing.lengths import (
@@ -45,8 +54,6 @@ from glue_bench.timing.memory import cuda_memory, held, peak_rise, process_memor
 STSB = "prepare/glue/stsb"
 MEGABYTE = 1e6
 LONGEST = 512  # tokens; no pair of STS-B comes near
-# An fp32 backend whose logits are further than this from eager's computes something else; its time would mean nothing.
-SAME_LOGITS = 1e-3
 MEMORY_MEANS = (
     "what the weights hold (ONNX: what opening a second session takes) plus the rise of memory while the scenario's "
     "largest batch runs, after warm-up, in units of 1e6 bytes; process: {how}; device: "
@@ -70,12 +77,22 @@ class Row:
         """Unique within a step."""
         return f"{self.model} {self.backend} {self.precision}"
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is the model itself, which all others are compared with: where it fails, the step does."""
+        return (self.backend, self.precision) == ("eager", "fp32")
+
 
 def run(step: Step, store: Store, device: str) -> dict[str, Any]:
-    """Run benchmark/size, benchmark/cpu or benchmark/cuda; the device is the one in the step's settings.
+    """Run benchmark/size, benchmark/int8/..., benchmark/cpu or benchmark/cuda; the device is the one in the settings.
 
-    Returns {"sizes": {model: Size}}, or {"timings": [Timing, ...], "groups": what the machine did meanwhile, ...}.
+    Returns {"sizes": {model: Size}}, what int8.run does, or {"timings": [Timing, ...], "groups": what the machine did
+    meanwhile, ...}.
     """
+    if step.name.startswith("benchmark/int8/"):
+        machine.use_threads(step.settings["threads"])
+        with tempfile.TemporaryDirectory() as scratch:
+            return int8.run(step, store, Path(scratch))
     folders = {model: store.folder(source) / "model" for model, source in step.settings["models"].items()}
     if step.name == "benchmark/size":
         return {"sizes": {model: asdict(count_parameters(folder)) for model, folder in folders.items()}}
@@ -93,8 +110,9 @@ def _time_all(step: Step, store: Store, folders: Mapping[str, Path], scratch: Pa
         for name, folder in folders.items()
     }
     longest = min(longest_input(model, tokenizer, LONGEST) for model in models.values())
+    vocabulary = min(model.config.vocab_size for model in models.values())
     pool, source = _examples(step, store, tokenizer, longest)
-    pool = within_vocabulary(pool, min(model.config.vocab_size for model in models.values()))
+    pool = within_vocabulary(pool, vocabulary)
     checks = check_batches(pool, tokenizer.pad_token_id)
     rows = []
     for name, model in models.items():
@@ -104,7 +122,7 @@ def _time_all(step: Step, store: Store, folders: Mapping[str, Path], scratch: Pa
     works = [
         work
         for scenario in settings["scenarios"]
-        for work in work_of(scenario, settings["batch_sizes"], pool, settings, tokenizer, longest)
+        for work in work_of(scenario, settings["batch_sizes"], pool, settings, tokenizer, longest, vocabulary)
     ]
     timings, groups = [], []
     for work in tqdm(works, desc=step.name, unit="scenario", disable=not machine.is_terminal()):
@@ -137,8 +155,11 @@ def _examples(step: Step, store: Store, tokenizer: Any, longest: int) -> tuple[l
 
 
 def _rows(model: str, source: Source, checks: Sequence[Batch], settings: Mapping[str, Any]) -> list[Row]:
-    """A row for each backend and precision asked for, its logits compared with those of eager fp32."""
-    expected = [_logits(BACKENDS["eager"].load(source, "fp32"), batch) for batch in checks]
+    """A row for each backend and precision asked for, its logits compared with those of eager fp32.
+
+    A backend that fails, in whatever way, is a row with the reason.
+    """
+    expected = [logits_of(BACKENDS["eager"].load(source, "fp32"), batch) for batch in checks]
     rows = []
     for backend in settings["backends"]:
         for precision in BACKENDS[backend].wanted(settings["precisions"]):
@@ -146,24 +167,28 @@ def _rows(model: str, source: Source, checks: Sequence[Batch], settings: Mapping
             try:
                 ready = BACKENDS[backend].load(source, precision)
                 pairs = zip(expected, checks, strict=True)
-                difference = max((_logits(ready, batch) - logits).abs().max().item() for logits, batch in pairs)
+                difference = max((logits_of(ready, batch) - logits).abs().max().item() for logits, batch in pairs)
             except Unavailable as reason:
                 rows.append(replace(row, skipped=str(reason)))
+                continue
+            except Exception as error:
+                rows.append(_failed(row, error))
                 continue
             if not math.isfinite(difference):
                 rows.append(replace(row, skipped="its logits are not finite"))
                 continue
-            itself = (backend, precision) == ("eager", "fp32")
-            row = replace(row, ready=ready, logit_difference=None if itself else difference)
+            row = replace(row, ready=ready, logit_difference=None if row.is_reference else difference)
             if precision == "fp32" and difference > SAME_LOGITS:
                 row = replace(row, ready=None, skipped=f"its logits differ from eager's by up to {difference:.2g}")
             rows.append(row)
     return rows
 
 
-def _logits(ready: Ready, batch: Batch) -> torch.Tensor:
-    with torch.inference_mode():
-        return ready.logits(ready.forward(ready.place(batch)))
+def _failed(row: Row, error: Exception) -> Row:
+    """The row with the reason; a model that fails as it is fails the step."""
+    if row.is_reference:
+        raise error
+    return replace(row, ready=None, skipped=f"failed: {first_line(error)}")
 
 
 def _time_together(
@@ -198,22 +223,26 @@ def _time_together(
         for row in rows:
             if row.ready is None:
                 continue
-            placed = [partial(row.ready.forward, row.ready.place(batch)) for batch in work.batches]
             try:
-                call_s[row.name] = warm_up(placed, work.shapes, watch)
+                placed = [partial(row.ready.forward, row.ready.place(batch)) for batch in work.batches]
+                seconds = warm_up(placed, work.shapes, watch)
+                memory = _memory(row.ready, work.batches[work.largest], on_gpu)
             except (MemoryError, torch.OutOfMemoryError):
                 timings[row.name] = replace(timings[row.name], skipped="out of memory")
                 continue
-            calls[row.name] = placed
-            timings[row.name] = replace(timings[row.name], **_memory(row.ready, work.batches[work.largest], on_gpu))
+            except Exception as error:
+                timings[row.name] = replace(timings[row.name], skipped=_failed(row, error).skipped)
+                continue
+            calls[row.name], call_s[row.name] = placed, seconds
+            timings[row.name] = replace(timings[row.name], **memory)
         if not calls:
             return list(timings.values()), {"scenario": work.scenario, "batch_size": work.batch_size, "order": []}
         before = snapshot(device.type)
         measured = interleave(calls, min(call_s.values()), work.whole_pass, limits, watch, time.perf_counter)
         meanwhile = between(before, snapshot(device.type))
     for name, one in measured.items():
-        samples, passes = (tuple(round(value, 9) for value in values) for values in (one.samples_s, one.pass_s))
-        timings[name] = replace(timings[name], samples_s=samples, pass_s=passes)
+        raw = {part: tuple(round(value, 9) for value in values) for part, values in vars(one).items()}
+        timings[name] = replace(timings[name], **raw)
     passes = len(next(iter(measured.values())).pass_s)
     group = {
         "scenario": work.scenario,
@@ -240,13 +269,3 @@ def _memory(ready: Ready, batch: Batch, on_gpu: bool) -> dict[str, float]:
         "peak_memory_mb": round(rise / MEGABYTE, 2),
         "device_memory_mb": round((weights + device_rise) / MEGABYTE, 2),
     }
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of what ran, as far as it is installed."""
-    names = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
-    found = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

@@ -1,6 +1,7 @@
 """report: tables and figures from what the other steps left, the leaderboard, and weights that are not kept deleted."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
             result["files"][name] = listing(store.root / name)
     update_leaderboard(store.results)
     result["weights_deleted"] = prune_weights(folder, analysis.scores)
+    result["weights_missing"] = missing_weights(folder, analysis.scores)
+    if gone := result["weights_missing"]:
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        print(
+            f"report: finetune.keep_weights = {folder.config.finetune.keep_weights} keeps the weights of "
+            f"{gone[0]}{more}, but they are gone; delete the folder of such a step and the next run trains it anew",
+            file=sys.stderr,
+        )
     return result
 
 
@@ -60,10 +69,26 @@ def prune_weights(folder: RunFolder, scores: Scores) -> int:
             cells = [cell for cell in folder.cells if (cell.model, cell.task) == (model, task)]
             if len(cells) != spread.n_seeds:
                 continue
-            kept = spread.median_seed if keep == "median" else None
+            there = [cell.seed for cell in cells if (folder.root / cell.step / "weights").is_dir()]
+            kept = spread.closest_to_median(there) if keep == "median" else None
             for cell in cells:
                 weights = folder.root / cell.step / "weights"
                 if cell.seed != kept and weights.is_dir() and not weights.is_symlink():
                     shutil.rmtree(weights)
                     deleted += 1
     return deleted
+
+
+def missing_weights(folder: RunFolder, scores: Scores) -> list[str]:
+    """Fine-tunings whose weights finetune.keep_weights keeps, but which an earlier, lower value had deleted.
+
+    Of the median seeds' only such where no other seed's weights are left to stand in.
+    """
+    keep = folder.config.finetune.keep_weights
+    trained = [cell for cell in folder.cells if "weights" in folder.records.get(cell.step, {}).get("settings", {})]
+    gone = [cell for cell in trained if not (folder.root / cell.step / "weights").is_dir()]
+    if keep == "median":
+        there = {(cell.model, cell.task) for cell in trained if cell not in gone}
+        medians = {(m, t, one.median_seed) for m, tasks in scores.headlines.items() for t, one in tasks.items()}
+        gone = [c for c in gone if (c.model, c.task, c.seed) in medians and (c.model, c.task) not in there]
+    return [] if keep == "none" else [cell.step for cell in gone]

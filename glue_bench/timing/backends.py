@@ -4,6 +4,7 @@ A loader gets the eager fp32 model and gives back a Ready, or raises Unavailable
 the table in place of a time.
 """
 
+import contextlib
 import copy
 import importlib.util
 import logging
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ from glue_bench.machine import has_fast_bf16
 from glue_bench.timing.lengths import Batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Graphs that torch.compile may make of one piece of code: two (one row, several) for each compiled model and precision.
+MOST_GRAPHS = 64
+# An fp32 backend whose logits are further than this from eager's computes something else; its time would mean nothing.
+SAME_LOGITS = 1e-3
 
 
 class Unavailable(Exception):
@@ -78,8 +84,15 @@ def load_eager(source: Source, precision: str) -> Ready:
 
 
 def load_compiled(source: Source, precision: str) -> Ready:
-    """torch.compile with dynamic shapes. Raises Unavailable where compiling the first batch fails (no C++ compiler)."""
+    """torch.compile with dynamic shapes. Raises Unavailable where compiling the first batch fails (no C++ compiler).
+
+    All models of a class share one cache of graphs, by code. It is emptied before each, and where it overflows all the
+    same the call fails: torch would go on in eager mode, whose time would then stand in the table as the compiled one.
+    """
     model = _in_precision(source, precision)
+    torch.compiler.reset()
+    torch.compiler.config.recompile_limit = MOST_GRAPHS
+    torch.compiler.config.fail_on_recompile_limit_hit = True
     compiled = torch.compile(model, dynamic=True)
     place = partial(_to_device, model, source.device)
     forward = partial(_forward, compiled)
@@ -87,7 +100,7 @@ def load_compiled(source: Source, precision: str) -> Ready:
         with torch.inference_mode():
             forward(place(source.example))
     except Exception as error:
-        raise Unavailable(f"torch.compile failed: {_first_line(error)}") from None
+        raise Unavailable(f"torch.compile failed: {first_line(error)}") from None
     return Ready(place, forward, _torch_logits, _weight_bytes(model))
 
 
@@ -100,13 +113,13 @@ def load_onnx(source: Source, precision: str) -> Ready:
 def load_onnx_int8(source: Source, precision: str) -> Ready:
     """As load_onnx, weights quantised to int8 and activations as they come (ONNX Runtime's dynamic quantisation)."""
     path = _exported(source)
-    quantization = importlib.import_module("onnxruntime.quantization")
     quantised = path.with_name("int8.onnx")
     try:
+        quantization = importlib.import_module("onnxruntime.quantization")
         with _silence():
             quantization.quantize_dynamic(path, quantised, weight_type=quantization.QuantType.QInt8)
     except Exception as error:
-        raise Unavailable(f"quantisation to int8 failed: {_first_line(error)}") from None
+        raise Unavailable(f"quantisation to int8 failed: {first_line(error)}") from None
     return _session(source, quantised)
 
 
@@ -183,30 +196,32 @@ def _exported(source: Source) -> Path:
                 verbose=False,
             )
     except Exception as error:
-        raise Unavailable(f"the ONNX export failed: {_first_line(error)}") from None
+        path.unlink(missing_ok=True)  # half an export must not be taken for one by the next backend
+        raise Unavailable(f"the ONNX export failed: {first_line(error)}") from None
     return path
 
 
 def _session(source: Source, path: Path) -> Ready:
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = source.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = source.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors derive from Exception alone
+        raise Unavailable(f"ONNX Runtime does not take the model: {first_line(error)}") from None
     names = [one.name for one in session.get_inputs()]
 
     def place(batch: Batch) -> dict[str, np.ndarray]:
         return {name: batch[name].numpy() for name in names}
 
-    files = (path, path.with_name(f"{path.name}.data"))
-    size = sum(file.stat().st_size for file in files if file.exists())
     return Ready(
         place,
         forward=lambda batch: session.run(["logits"], batch),
         logits=lambda output: torch.from_numpy(output[0]),
         open_again=partial(_session, source, path),
-        bytes_on_disk=size,
+        bytes_on_disk=bytes_of(path),
     )
 
 
@@ -222,5 +237,28 @@ def _silence() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _first_line(error: Exception) -> str:
+def bytes_of(path: Path) -> int:
+    """Size of an ONNX file with the weights that lie beside it."""
+    files = (path, path.with_name(f"{path.name}.data"))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def logits_of(ready: Ready, batch: Batch) -> torch.Tensor:
+    """Logits (batch, outputs) of one batch, fp32 on the CPU."""
+    with torch.inference_mode():
+        return ready.logits(ready.forward(ready.place(batch)))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what ran, as far as it is installed."""
+    names = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def first_line(error: Exception) -> str:
+    """An error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"

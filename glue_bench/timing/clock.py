@@ -40,10 +40,12 @@ class Limits:
 
 @dataclass
 class Measured:
-    """Seconds of each call (or of each pass, where passes are timed whole) and of each pass, in measuring order."""
+    """Seconds of each call (or of each pass, where passes are timed whole), of each pass and of each turn of a pass, in
+    measuring order."""
 
     samples_s: list[float] = field(default_factory=list)
     pass_s: list[float] = field(default_factory=list)
+    turn_s: list[float] = field(default_factory=list)
 
 
 def wall_stopwatch(now: Callable[[], float], synchronise: Callable[[], None]) -> Stopwatch:
@@ -152,27 +154,26 @@ def _one_pass(
     measured: Mapping[str, Measured],
 ) -> None:
     """One pass of every model. Turn by turn the order is reversed, and `backwards` reverses all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in models}
     for number, turn in enumerate(plan):
         reverse = (number % 2 == 1) != backwards
         for name in reversed(list(models)) if reverse else models:
             calls = models[name]
             if settle:
                 calls[turn[0]]()
-            if whole_pass:
+            values: list[float] = []
+            for timed_together in [turn] if whole_pass else [range(i, i + 1) for i in turn]:
                 mark = watch.start()
-                for i in turn:
+                for i in timed_together:
                     calls[i]()
-                seconds[name].append(watch.stop(mark))
-                continue
-            for i in turn:
-                mark = watch.start()
-                calls[i]()
-                seconds[name].append(watch.stop(mark))
-    for name, values in seconds.items():
-        total = sum(values)
+                values.append(watch.stop(mark))
+            seconds[name].append(values)
+    for name, by_turn in seconds.items():
+        samples = [value for values in by_turn for value in values]
+        total = sum(samples)
         measured[name].pass_s.append(total)
-        measured[name].samples_s.extend([total] if whole_pass else values)
+        measured[name].turn_s.extend(sum(values) for values in by_turn)
+        measured[name].samples_s.extend([total] if whole_pass else samples)
 
 
 @contextmanager

@@ -125,7 +125,12 @@ class Work:
 def stsb_examples(parquet: Path, tokenizer: Any, max_length: int) -> list[Example]:
     """The dev pairs in their order, cut to `max_length` tokens (longest sentence first)."""
     pairs = pd.read_parquet(parquet, columns=["sentence1", "sentence2"])
-    encoded = encode(tokenizer, [list(pairs["sentence1"]), list(pairs["sentence2"])], max_length)
+    return examples_of([list(pairs["sentence1"]), list(pairs["sentence2"])], tokenizer, max_length)
+
+
+def examples_of(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> list[Example]:
+    """Examples of one column of texts, or of two for pairs, in their order, cut to `max_length` tokens."""
+    encoded = encode(tokenizer, texts, max_length)
     ids = encoded.ids.tolist()
     types = [0] * len(ids) if encoded.types is None else encoded.types.tolist()
     bounds = pairwise(encoded.starts.tolist())
@@ -166,12 +171,13 @@ def check_batches(pool: Sequence[Example], pad: int) -> list[Batch]:
 
 
 def work_of(scenario: str, batch_sizes: Sequence[int], pool: Sequence[Example], settings: Mapping[str, Any],
-            tokenizer: Any, max_length: int) -> list[Work]:  # fmt: skip
+            tokenizer: Any, max_length: int, vocabulary: int) -> list[Work]:  # fmt: skip
     """The scenario's work, one per batch size.
 
     stsb-pass: batch 1, the data set's order, passes timed whole, as in the paper (Sanh et al. 2019, section 3).
     throughput: batches of similar length, as a server would group them, padded to the longest of the batch.
-    fixed-128: the same number of examples, each of 128 tokens (or of `max_length` where a model takes fewer).
+    fixed-128: the same number of examples, each of 128 tokens (or of `max_length` where a model takes fewer), with ids
+    below `vocabulary`, the smallest of the models'.
     `examples` of the settings caps a pass (0: all of the pool); a pass has whole batches only.
     """
     examples, seed = settings["examples"], settings["seed"]
@@ -182,7 +188,8 @@ def work_of(scenario: str, batch_sizes: Sequence[int], pool: Sequence[Example], 
     for batch_size in batch_sizes:
         drawn = draw(pool, examples or len(pool), batch_size, seed)
         if scenario == "fixed-128":
-            drawn = random_examples([min(FIXED_LENGTH, max_length)] * len(drawn), tokenizer, seed)
+            lengths = [min(FIXED_LENGTH, max_length)] * len(drawn)
+            drawn = within_vocabulary(random_examples(lengths, tokenizer, seed), vocabulary)
         by_length = sorted(drawn, key=lambda example: len(example.ids))
         works.append(_work(scenario, batch_size, False, by_length, tokenizer.pad_token_id))
     return works

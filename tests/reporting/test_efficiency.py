@@ -4,13 +4,14 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_run import copy_run
 
-from glue_bench.records import Timing
+from glue_bench.records import Interval, Timing
 from glue_bench.reporting.analysis import analyse
 from glue_bench.reporting.build import build_tables
-from glue_bench.reporting.efficiency import efficiency_rows, latencies, speedups
+from glue_bench.reporting.efficiency import efficiency_rows, latencies, paired_ratio, speedup_of, speedups
 from glue_bench.reporting.run_folder import RunFolder, load_run
 from glue_bench.store import Store
 
@@ -24,6 +25,7 @@ def timed(store: Store, *timings: Timing, device: str = "cpu") -> RunFolder:
     content = json.loads((store.folder("benchmark/cpu") / "record.json").read_text())
     content["step"] = f"benchmark/{device}"
     content["result"]["timings"] = [asdict(one) for one in timings]
+    content.pop("seal", None)
     path.write_text(json.dumps(content))
     return load_run(store.root)
 
@@ -45,6 +47,41 @@ def test_speedup_is_against_the_teacher_in_the_same_conditions(tmp_path: Path) -
     assert rows[1]["mean_ms"] == 1000.0 and rows[1]["peak_memory_mb"] == 50.0
     assert speedups(run, rows, "distil-2")["cpu"].value == 2.0
     assert speedups(run, rows, "copied-2")["cpu"].reason
+
+
+def test_a_speedup_of_turns_feels_neither_what_slows_both_nor_what_hits_one() -> None:
+    """Two turns of 2 and 6 s against 1 and 2 s: a pass is 8 s against 3 s, whatever the machine does meanwhile."""
+    teacher, student = np.tile([2.0, 6.0], (6, 1)), np.tile([1.0, 2.0], (6, 1))
+    assert paired_ratio(teacher, student, resamples=50, seed=0) == Interval(8 / 3, 8 / 3, 8 / 3)
+    drift = np.array([1, 1.5, 3, 1, 2, 1.1])[:, None]
+    assert paired_ratio(teacher * drift, student * drift, resamples=50, seed=0).value == pytest.approx(8 / 3)
+    spoilt = student.copy()
+    spoilt[1, 0], spoilt[4, 1] = 9.0, 7.0  # another process during one turn each
+    assert paired_ratio(teacher, spoilt, resamples=50, seed=0).value == pytest.approx(8 / 3)
+    ratio_of_medians = np.median(teacher.sum(1)) / np.median((spoilt * drift).sum(1))
+    assert ratio_of_medians != pytest.approx(8 / 3, rel=0.05), "what the median of passes would have said"
+
+
+def test_the_interval_of_turns_holds_the_value_and_shrinks_with_passes() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for passes in (6, 60):
+        teacher, student = (scale * rng.normal(1, 0.02, (passes, 4)) for scale in (1.6, 1.0))
+        found = paired_ratio(teacher, student, resamples=2000, seed=0)
+        assert found.low < found.value < found.high
+        assert found.value == pytest.approx(1.6, rel=0.03)
+        assert found == paired_ratio(teacher, student, resamples=2000, seed=0)
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_turns_are_used_where_both_have_them_and_passes_elsewhere(tmp_path: Path) -> None:
+    teacher = replace(TEACHER, turn_s=(1.0, 1.0, 1.0, 1.0))
+    student = replace(STUDENT, turn_s=(0.25, 0.25, 0.25, 0.25))
+    for one, expected in ((student, 4.0), (replace(student, turn_s=()), 2.0), (replace(student, turn_s=(1.0,)), 2.0)):
+        assert speedup_of(teacher, one, resamples=10, seed=0).value == expected
+    rows = efficiency_rows(timed(copy_run(tmp_path), teacher, student))
+    assert [row["speedup"] for row in rows] == [1.0, 4.0]
 
 
 def test_the_summary_has_the_papers_scenario_and_no_other(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ HOSTILE = [
     "-1",
     "@SUM(A1)",
     "'=1",
+    "＝1+1",
+    "＠SUM(A1)",
     "\t=1",
     "‮evil\x00\x1b[31m",
     "x" * 10_000,
@@ -73,7 +75,7 @@ def test_hostile_text_is_no_formula_and_reads_back(text: str) -> None:
     written = csv_text(("model", "value"), [{"model": text, "value": 0.5}])
     rows = list(csv.reader(io.StringIO(written)))
     assert len(rows) == 2 and len(rows[1]) == 2
-    assert not rows[1][0].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not rows[1][0].startswith(("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠"))
     expected = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:299]
     assert read_csv(written)[0]["model"].rstrip("…") == expected
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from timing_models import save_bert, save_distilbert
-from transformers import BertConfig, DistilBertConfig
+from transformers import BertConfig, DistilBertConfig, DistilBertForMaskedLM
 
 from glue_bench.plan import Step
 from glue_bench.records import Size, Timing, from_json
@@ -76,6 +76,8 @@ def test_every_scenario_gives_paired_passes_with_all_samples(store):
             calls = 1 if one.scenario == "stsb-pass" else 8 // one.batch_size
             assert len(one.samples_s) == calls * len(one.pass_s)
             assert sum(one.samples_s) == pytest.approx(sum(one.pass_s))
+            assert sum(one.turn_s) == pytest.approx(sum(one.pass_s))
+            assert len(one.turn_s) % len(one.pass_s) == 0
             assert min(one.samples_s) > 0
             assert one.peak_memory_mb > 0
             assert one.device_memory_mb is None
@@ -171,6 +173,42 @@ def test_a_model_that_does_not_fit_is_skipped_and_the_others_are_timed(store, mo
     teacher, student = timings_of(result)
     assert (teacher.skipped, teacher.samples_s) == ("out of memory", ())
     assert len(student.pass_s) >= 4
+
+
+@pytest.mark.parametrize("rows", [3, 4], ids=["in the check", "in the scenario"])
+def test_a_backend_that_fails_is_a_row_with_the_reason_and_the_others_are_timed(store, monkeypatch, rows):
+    def load(source, precision):
+        ready = load_eager(source, precision)
+
+        def forward(batch):
+            if batch["input_ids"].shape[0] == rows:
+                raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED\nlong trace")
+            return ready.forward(batch)
+
+        return replace(ready, forward=forward)
+
+    monkeypatch.setitem(BACKENDS, "onnx", Backend(("fp32",), load))
+    changes = {"backends": ["eager", "onnx"], "scenarios": ["throughput"], "batch_sizes": [4]}
+    timings = timings_of(benchmark.run(step(**changes), store, "cpu"))
+    for one in timings:
+        if one.backend == "onnx":
+            assert one.skipped == "failed: RuntimeError: [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED"
+            assert one.samples_s == one.pass_s == () and one.peak_memory_mb is None
+        else:
+            assert one.skipped == "" and len(one.pass_s) >= 4
+
+
+def test_a_student_with_a_smaller_vocabulary_is_timed_in_every_scenario(store):
+    folder = store.folder("distill/narrow") / "model"
+    save_distilbert(folder, layers=1)
+    model = DistilBertForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(46)  # of the tokenizer's 50
+    model.save_pretrained(folder)
+    models = {"teacher": MODELS["teacher"], "narrow": "distill/narrow"}
+    changes = {"models": models, "scenarios": ["stsb-pass", "throughput", "fixed-128"], "batch_sizes": [4]}
+    timings = timings_of(benchmark.run(step(**changes), store, "cpu"))
+    assert len(timings) == 6
+    assert all(one.skipped == "" and one.pass_s for one in timings)
 
 
 def test_a_failing_model_fails_the_step(store, monkeypatch):

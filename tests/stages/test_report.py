@@ -1,6 +1,7 @@
 """The report stage: files listed with their hashes, older figures gone, weights pruned as asked, edits noticed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,36 @@ def test_weights_are_kept_as_asked(keep: str, left: int, tmp_path: Path) -> None
             assert by_seed[kept[0]] == sorted(by_seed.values())[1]
     assert store.result("report")["weights_deleted"] == 3 * (3 - left)
     assert len(list(store.root.glob("finetune/*/rte/seed-*/predictions.parquet"))) == 10
+
+
+def test_raised_keep_weights_says_what_is_gone_and_how_to_have_it(tmp_path: Path, capsys) -> None:
+    changes = {"students": [], "teacher": {"layers": 1}, **TASKS}
+    store = make_run(tmp_path, settings(finetune={"seeds": [0, 1, 2], "keep_weights": "median"}, **changes))
+    (kept,) = weights(store, "teacher")
+    assert store.result("report")["weights_missing"] == [] and capsys.readouterr().err == ""
+    path = store.root / "config.json"
+    for keep, missing in (("all", 2), ("none", 0), ("median", 1)):
+        raw = json.loads(path.read_text())
+        raw["finetune"]["keep_weights"] = keep
+        path.write_text(json.dumps(raw))
+        report_again(store)
+        gone = store.result("report")["weights_missing"]
+        assert len(gone) == missing
+        said = capsys.readouterr().err
+        assert f"keep_weights = {keep} keeps the weights of {gone[0]}" in said if gone else said == ""
+    assert gone == [f"finetune/teacher/rte/seed-{kept}"]
+
+
+def test_where_the_medians_weights_are_gone_the_closest_are_kept(tmp_path: Path) -> None:
+    store = make_run(tmp_path, settings(finetune={"seeds": [0, 1, 2], "keep_weights": "all"}, **TASKS))
+    spread = score_run(load_run(store.root)).headlines["teacher"]["rte"]
+    shutil.rmtree(store.root / f"finetune/teacher/rte/seed-{spread.median_seed}/weights")
+    path = store.root / "config.json"
+    path.write_text(path.read_text().replace('"keep_weights": "all"', '"keep_weights": "median"'))
+    report_again(store)
+    (kept,) = weights(store, "teacher")
+    distance = {seed: abs(score - spread.median) for seed, score in spread.by_seed.items()}
+    assert distance[kept] == sorted(distance.values())[1]
 
 
 def test_an_unfinished_row_keeps_its_weights(tmp_path: Path) -> None:

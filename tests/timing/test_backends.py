@@ -89,6 +89,44 @@ def test_without_a_compiler_compile_is_skipped_with_the_reason(source, monkeypat
         BACKENDS["compile"].load(source, "fp32")
 
 
+@pytest.mark.slow
+def test_compile_is_skipped_with_the_reason_where_the_compiler_is_hidden(source, monkeypatch, tmp_path):
+    """The real torch.compile with an empty PATH and nothing compiled before."""
+    skip_second_family(source)
+    inductor = pytest.importorskip("torch._inductor.config")
+    compilers = pytest.importorskip("torch._inductor.cpp_builder")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "g++"))
+    compilers.cpp_compiler_search.cache_clear()
+    try:
+        with torch._inductor.config.patch(fx_graph_cache=False), pytest.raises(Unavailable) as caught:
+            BACKENDS["compile"].load(source, "fp32")
+    finally:
+        compilers.cpp_compiler_search.cache_clear()
+        torch.compiler.reset()
+    assert str(caught.value).startswith("torch.compile failed: ") and "compiler" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compiled_model_starts_with_no_graphs_of_another_and_never_falls_back_to_eager(source, monkeypatch):
+    """torch's cache of graphs is by code, and two models of one class have the same: past its limit torch would go on
+    in eager mode without a word, whose time would stand in the table as the compiled one."""
+    skip_second_family(source)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(backends, "MOST_GRAPHS", 1)
+    try:
+        first = BACKENDS["compile"].load(source, "fp32")
+        other = replace(source, model=load_classifier(source.folder / "model", TASKS["stsb"], seed=1))
+        BACKENDS["compile"].load(other, "fp32")  # would be one graph too many, were the first's still there
+        shorter = check_batches(random_examples([9, 5, 8, 7], tokenizer(), seed=0), 0)[1]
+        with torch.inference_mode(), pytest.raises(Exception, match="recompile_limit"):
+            for batch in (source.example, shorter):
+                first.forward(first.place(batch))
+    finally:
+        torch.compiler.reset()
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_named_with_the_remedy(source, monkeypatch, package):
     find = importlib.util.find_spec
@@ -111,6 +149,29 @@ def test_a_failed_export_is_a_reason(source, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(Unavailable, match="the ONNX export failed: ValueError: cannot trace this"):
         BACKENDS["onnx"].load(replace(source, folder=tmp_path), "fp32")
+
+
+@NEEDS_ONNX
+def test_a_file_that_the_runtime_does_not_take_is_a_reason(source, monkeypatch, tmp_path):
+    def write_nonsense(model, inputs, path, **settings):
+        path.write_bytes(b"this is no graph")
+
+    monkeypatch.setattr(torch.onnx, "export", write_nonsense)
+    for backend, reason in (("onnx", "ONNX Runtime does not take the model: "), ("onnx-int8", "quantisation to int8")):
+        with pytest.raises(Unavailable, match=reason):
+            BACKENDS[backend].load(replace(source, folder=tmp_path), "fp32")
+
+
+@NEEDS_ONNX
+def test_half_an_export_is_not_taken_for_one_by_the_next_backend(source, monkeypatch, tmp_path):
+    def fail(model, inputs, path, **settings):
+        path.write_bytes(b"half")
+        raise ValueError("disk full")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    for backend in ("onnx", "onnx-int8"):
+        with pytest.raises(Unavailable, match="the ONNX export failed: ValueError: disk full"):
+            BACKENDS[backend].load(replace(source, folder=tmp_path), "fp32")
 
 
 def test_a_backend_of_one_precision_has_no_choice():

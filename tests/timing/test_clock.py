@@ -127,6 +127,20 @@ def test_models_take_turns_a_b_b_a_within_a_pass_and_in_reverse_in_the_next():
     assert machine.log == ["a0", "b0", "b1", "a1", "b0", "a0", "a1", "b1"]
 
 
+def test_each_turn_is_kept_beside_its_pass():
+    machine = FakeMachine()
+    lengths = (TURN_SECONDS, 2 * TURN_SECONDS, 3 * TURN_SECONDS)
+    models = {name: [machine.call(name, factor * one) for one in lengths] for name, factor in (("a", 2), ("b", 1))}
+    for whole_pass in (True, False):
+        measured = measure(machine, models, fastest=TURN_SECONDS, whole_pass=whole_pass)
+        assert measured["b"].turn_s == pytest.approx(list(lengths) * 2)
+        assert measured["a"].turn_s == pytest.approx([2 * one for one in lengths] * 2)
+        assert measured["b"].pass_s == pytest.approx([sum(lengths)] * 2)
+    short = measure(machine, {"a": [machine.call("a", 0.01)] * 10}, fastest=0.01)
+    assert short["a"].turn_s == pytest.approx([0.1, 0.1])
+    assert len(short["a"].samples_s) == 20
+
+
 def test_three_models_go_forwards_then_backwards():
     machine = FakeMachine()
     measure(machine, {name: [machine.call(name, 1.0)] for name in "abc"})
