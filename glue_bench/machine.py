@@ -40,13 +40,19 @@ def facts(machine: Machine) -> Facts:
     devices = {"cpu": f"{cpu_name()}, {core_count()} cores"}
     if use_cuda:
         devices["cuda"] = gpus[0]
-    threads = machine.threads or max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = machine.threads or core_count()
     return Facts(threads, precision, devices, threads if use_cuda else max(1, threads // machine.jobs_per_device))
 
 
 def core_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_processes() -> int:
+    """How many processes torchrun started on this machine. They share its threads, but a fingerprint has them all: what
+    several processes computed is done for a single one, and a training goes on with another number of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _cpuinfo(key: str) -> str:

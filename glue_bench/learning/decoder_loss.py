@@ -22,6 +22,8 @@ CUDA_BLOCK_ROWS = 1024
 # Row length of the logits' buffers is a multiple of this: aligned rows make the product behind them a quarter faster.
 ROW_ALIGNMENT = 16
 
+_compile_failures: list[str] = []  # the first one of this process: it would only fail again
+
 
 class Decoder(NamedTuple):
     """What makes logits: features (rows, width), weight (vocabulary, width), bias (vocabulary,)."""
@@ -85,7 +87,7 @@ def chunked_loss(
     full = torch.promote_types(low, torch.float32)
     rows, vocabulary, features_dtype = student.features.shape[0], student.weight.shape[0], student.features.dtype
     chunk_rows = CUDA_CHUNK_ROWS if kind == "cuda" else CPU_CHUNK_ROWS
-    loss = _fused_loss() if compiled else _blockwise_loss
+    loss = _fused_where_it_compiles if compiled else _blockwise_loss
 
     with torch.autocast(kind, enabled=False), torch.no_grad():
         student = _scaled(student, low, temperature)
@@ -182,6 +184,24 @@ def _to_the(powers: Tensor, logits: Tensor, temperature: float) -> Tensor:
     if temperature == 1.0:
         return powers
     return powers * powers if temperature == 2.0 else torch.exp(temperature * logits)
+
+
+def compile_failure() -> str:
+    """Why the fused loss could not be compiled in this process, in one line; empty where it could or was not tried."""
+    return _compile_failures[0] if _compile_failures else ""
+
+
+def _fused_where_it_compiles(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The fused loss, or from the first failure to compile it on the blockwise one, which needs no compiler."""
+    if not _compile_failures:
+        try:
+            return _fused_loss()(logits, *others)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no C compiler, no Triton, a GPU they do not know: each raises another kind
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            _compile_failures.append(f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}")
+    return _blockwise_loss(logits, *others)
 
 
 @functools.cache

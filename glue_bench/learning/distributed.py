@@ -5,6 +5,7 @@ of the gradients is the gradient of the batch. With one process nothing here doe
 """
 
 import atexit
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +17,7 @@ import torch.distributed as dist
 
 from glue_bench.errors import StepError
 
-TIMEOUT = timedelta(
-    hours=24
-)  # the other processes wait here while the first one tokenises; a dead one is noticed at once
+TIMEOUT = timedelta(hours=24)  # the others wait while the first one tokenises; a dead one is noticed at once
 BUCKET_NUMBERS = 16 << 20  # gradients summed in one message: 64 MB
 
 
@@ -81,6 +80,16 @@ def first_value(value: int, group: Group, device: torch.device) -> int:
         return value
     tensor = torch.tensor(value if group.rank == 0 else 0, device=device)
     return int(sum_tensor(tensor, group))
+
+
+def require_same(text: str, group: Group, device: torch.device) -> None:
+    """Raise StepError in a process whose text is not the first one's, before anything is summed over both."""
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)  # 60 bits fit an int64
+    if first_value(number, group, device) != number:
+        raise StepError(
+            "this process was given other settings than the first one; on machines that differ set machine.threads "
+            "and machine.precision, and start all of them with the same command"
+        )
 
 
 def _sum(gradients: list[torch.Tensor]) -> None:

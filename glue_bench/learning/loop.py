@@ -20,15 +20,16 @@ import torch
 from glue_bench.errors import StepError
 from glue_bench.learning.batches import Batch, Batches, MicroBatch
 from glue_bench.learning.checkpoints import clear_checkpoints, load_checkpoint, save_checkpoint
-from glue_bench.learning.distributed import Group, first_value, sum_gradients, sum_tensor
+from glue_bench.learning.distributed import Group, first_value, require_same, sum_gradients, sum_tensor
 from glue_bench.learning.dropout import MaskStream, cheap_dropout
 from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights
 from glue_bench.learning.optimiser import Schedule, adamw
-from glue_bench.learning.progress import Progress
+from glue_bench.learning.progress import Progress, matrix_rate
 
 LOG_ROWS = 1000  # of training.csv at most; a longer training is logged at every n-th step
 CHECKPOINT_SECONDS = 120.0  # slow steps are saved this often, whatever checkpoint_every says
+SAVE_BYTES_PER_SECOND = 200e6  # before a checkpoint has told its own; measured: 300 MB a CPU second, with hashing
 SAVE_ON_INTERRUPT_SECONDS = 2.0  # an interrupted run must end within 5 s, so it saves only where that is quick
 EXPLODED = 10.0  # times the first loss, or that of uniform predictions where that is more
 LOG_COLUMNS = ("step", "tokens", "seconds", "learning_rate", "loss", "soft", "mlm", "cosine", "grad_norm")
@@ -128,6 +129,7 @@ class _Training:
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint that the first process sees."""
+        require_same(self.fingerprint, self.group, self.batches.device)
         if self.group.records:
             clear_checkpoints(self.checkpoints, keep_fingerprint=self.fingerprint)
         found = load_checkpoint(self.checkpoints, self.fingerprint) if self.group.records else None
@@ -155,7 +157,7 @@ class _Training:
         if not self.curves.heldout:
             self._evaluate()
         end = self.schedule.steps
-        progress = Progress(end, self.step, self.group.records)
+        progress = Progress(end, self.step, self.group.records, self._matrix_rate)
         with progress, cheap_dropout(self.model, self.dropout):
             for batch in self._batches(end):
                 started = time.monotonic()
@@ -185,8 +187,20 @@ class _Training:
 
     def save_if_quick(self) -> None:
         """On an interrupt: a checkpoint, where the state is whole and writing takes no more than a moment."""
-        if self.whole and self.step > 0 and self.save_seconds < SAVE_ON_INTERRUPT_SECONDS:
+        if self.whole and self.step > 0 and self._seconds_to_save() < SAVE_ON_INTERRUPT_SECONDS:
             self.save()
+
+    def _seconds_to_save(self) -> float:
+        """What a checkpoint takes: as long as the last one, and before there is one, by its size."""
+        if self.save_seconds:
+            return self.save_seconds
+        numbers = sum(one.numel() for one in self.model.parameters())
+        numbers += 2 * sum(one.numel() for one in self.parameters.values())
+        return 4 * numbers / SAVE_BYTES_PER_SECOND
+
+    def _matrix_rate(self) -> float:
+        """Floating-point operations per second that the devices of all processes can do."""
+        return self.group.size * matrix_rate(self.batches.device, self.settings["precision"])
 
     def _batches(self, end: int) -> Iterator[Batch]:
         """The batches that are left; for a GPU the next one is made while this one is computed."""

@@ -1,5 +1,8 @@
 """The progress line of a training, on stderr and only at a terminal: tokens, speed, loss terms, time left."""
 
+import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,15 +11,18 @@ from tqdm import tqdm
 from glue_bench.machine import is_terminal
 
 RATE_SIZE = 1024  # of the product that measures a device's matrix rate: 2 GFLOP
-SHOWN = ("loss", "soft", "mlm", "cosine")
+TERMS = ("soft", "mlm", "cosine")
+LINE = "{n_fmt}/{total_fmt} steps, {remaining} left{postfix}"  # no bar: the figures alone fill a terminal's width
 
 
 class Progress:
-    """A tqdm bar over optimiser steps, or nothing where no one looks."""
+    """A line over optimiser steps, or nothing where no one looks; `matrix_rate()`: FLOP/s that all devices can do."""
 
-    def __init__(self, steps: int, done: int, wanted: bool) -> None:
-        self.bar = tqdm(total=steps, initial=done, unit="step", leave=False) if wanted and is_terminal() else None
-        self.flops = self.seconds = 0.0
+    def __init__(self, steps: int, done: int, wanted: bool, matrix_rate: Callable[[], float]) -> None:
+        self.bar = None
+        if wanted and is_terminal():
+            self.rate = matrix_rate()
+            self.bar = tqdm(total=steps, initial=done, leave=False, bar_format=LINE)
 
     def __enter__(self) -> "Progress":
         return self
@@ -26,20 +32,32 @@ class Progress:
             self.bar.close()
 
     def show(self, step: int, row: dict[str, float], flops: float) -> None:
-        """Move to a step; row has the columns of training.csv, flops those computed so far."""
+        """Move to a step; row has the columns of training.csv, flops those computed in row["seconds"]."""
         if self.bar is None:
             return
-        shown = {name: f"{row[name]:.3f}" for name in SHOWN if name == "loss" or row[name]}
-        speed = {"tokens": f"{row['tokens']:.3g}", "tokens/s": f"{row['tokens_per_second']:,.0f}"}
-        rate = {"TFLOP/s": f"{flops / max(row['seconds'], 1e-9) / 1e12:.3f}"}
-        self.bar.set_postfix(shown | speed | rate, refresh=False)
+        share = flops / max(row["seconds"], 1e-9) / self.rate
+        speed = f"{row['tokens_per_second']:,.0f}/s, {share:.0%} of {self.rate / 1e12:.3g} TFLOP/s"
+        terms = ", ".join(f"{name} {row[name]:.3f}" for name in TERMS if row[name])
+        self.bar.set_postfix_str(
+            f"{_thousands(row['tokens'])} tokens, {speed}, loss {row['loss']:.3f} ({terms})", refresh=False
+        )
         self.bar.update(step - self.bar.n)
 
 
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second of a large matrix product, the best of five: what the device can do."""
-    import time
+def _thousands(number: float) -> str:
+    return tqdm.format_sizeof(number)
 
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of a large matrix product, the best of five: what the device can do.
+
+    Measured once by each process for a device, a precision and a number of threads.
+    """
+    return _measured_rate(device, precision, torch.get_num_threads())
+
+
+@functools.cache
+def _measured_rate(device: torch.device, precision: str, threads: int) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = RATE_SIZE * (8 if device.type == "cuda" else 1)
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))

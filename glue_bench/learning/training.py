@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from glue_bench.data.corpus import Corpus, corpus_of, made_from
 from glue_bench.learning.batches import Batches, Masking, MicroBatch, heldout_batches
+from glue_bench.learning.decoder_loss import compile_failure
 from glue_bench.learning.distributed import Group, join
 from glue_bench.learning.loop import HELDOUT_COLUMNS, LOG_COLUMNS, Curves
 from glue_bench.learning.models import load_tokenizer
 from glue_bench.learning.optimiser import Schedule, total_steps
 from glue_bench.learning.progress import matrix_rate
-from glue_bench.machine import torch_device, use_threads
+from glue_bench.machine import local_processes, torch_device, use_threads
 from glue_bench.plan import STAGE_VERSIONS, Step
 from glue_bench.records import Training
 from glue_bench.store import Store, write_atomic
@@ -36,8 +37,8 @@ class Setup:
 
 
 def start(settings: Mapping[str, Any], device: str) -> tuple[torch.device, Group]:
-    """Device and process group of a training, with the number of threads fixed."""
-    use_threads(settings["threads"])
+    """Device and process group of a training, with the number of threads fixed: torchrun's processes share them."""
+    use_threads(max(1, settings["threads"] // local_processes()))
     place = torch_device(device)
     assert isinstance(place, torch.device)
     return place, join(place)
@@ -101,7 +102,7 @@ def training_result(curves: Curves, setup: Setup, settings: Mapping[str, Any], n
         first_loss=curves.first_loss,
         last_loss=curves.last_loss,
         micro_batch_size=settings["micro_batch_size"],
-        notes=tuple(notes),
+        notes=(*notes, *_compile_notes()),
     )
     rate = matrix_rate(setup.batches.device, settings["precision"])
     achieved = curves.flops / max(curves.seconds, 1e-9)
@@ -111,10 +112,15 @@ def training_result(curves: Curves, setup: Setup, settings: Mapping[str, Any], n
         "tokens_per_second": round(curves.tokens / max(curves.seconds, 1e-9), 1),
         "flops_per_second": achieved,
         "matrix_flops_per_second": rate,
-        "flops_share": achieved / rate,
+        "flops_share": achieved / (rate * setup.batches.group.size),
         "epochs": steps / setup.batches.per_epoch,
         "processes": setup.batches.group.size,
     }
+
+
+def _compile_notes() -> list[str]:
+    failure = compile_failure()
+    return [f"the loss could not be compiled and was computed in blocks, more slowly ({failure})"] if failure else []
 
 
 def _heldout(row: Sequence[float | None]) -> dict[str, float | None]:

@@ -1,6 +1,7 @@
 """The triple loss against an independent reference, hand-computed cases and autograd; the chunked form against it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,25 @@ def test_a_case_computed_by_hand() -> None:
     assert float(terms.mlm) == pytest.approx(math.log(2.0), rel=1e-6)
     assert float(terms.cosine) == pytest.approx(1.0)
     assert float(terms.total((5.0, 2.0, 1.0))) == pytest.approx(20 * kl + 2 * math.log(2.0) + 1.0, rel=1e-6)
+
+
+def test_means_over_positions_computed_by_hand() -> None:
+    """Three positions, the third padding, the second masked: soft and cosine are means over two, MLM over one."""
+    three = math.log(3.0)
+    terms = triple_loss(
+        student_logits=torch.tensor([[[three, 0.0], [0.0, three], [9.0, 9.0]]]),
+        teacher_logits=torch.tensor([[[three, 0.0], [three, 0.0], [9.0, 0.0]]]),
+        student_hidden=torch.tensor([[[1.0, 1.0], [2.0, 0.0], [1.0, 0.0]]]),
+        teacher_hidden=torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]]),
+        labels=torch.tensor([[-100, 0, 1]]),
+        attention_mask=torch.tensor([[1, 1, 0]]),
+        temperature=1.0,
+        ce_positions="attended",
+    )
+    kl = 0.75 * math.log(3.0) + 0.25 * math.log(1 / 3)  # (3/4, 1/4) against (1/4, 3/4); the first position agrees
+    assert float(terms.soft) == pytest.approx(kl / 2, rel=1e-6)
+    assert float(terms.mlm) == pytest.approx(math.log(4.0), rel=1e-6)
+    assert float(terms.cosine) == pytest.approx(((1 - 1 / math.sqrt(2)) + 2) / 2, rel=1e-6)
 
 
 def test_temperature_squared_keeps_the_gradient_while_temperatures_rise() -> None:
@@ -354,6 +374,54 @@ def test_the_fused_form_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     for blocks, fused in zip(*found, strict=True):
         assert torch.allclose(blocks, fused, rtol=1e-9, atol=1e-12)
+
+
+def failing_compiler(message: str, kind: type[Exception], calls: list[int]) -> Any:
+    """A compiled function that fails when it is first called, as torch.compile's do."""
+
+    def call(*_: Any) -> Any:
+        calls.append(1)
+        raise kind(message)
+
+    return lambda: call
+
+
+def test_where_nothing_compiles_the_blockwise_loss_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried once, then bit for bit the loss in blocks; the reason is kept for the record."""
+    calls: list[int] = []
+    message = "Failed to find C compiler. Please specify via CC environment variable.\nMore lines"
+    monkeypatch.setattr(decoder_loss, "_compile_failures", [])
+    monkeypatch.setattr(decoder_loss, "_fused_loss", failing_compiler(message, RuntimeError, calls))
+    batch = random_batch(5, torch.float32)
+    student, teacher, _ = heads(torch.float32)
+    positions = loss_positions(batch["labels"], batch["attention_mask"], ce_positions="attended")
+    settings = {"temperature": 2.0, "weights": WEIGHTS}
+    found = []
+    for compiled in (False, True, True):
+        assert decoder_loss.compile_failure() == "" or len(found) == 2
+        hidden = batch["student_hidden"].clone().requires_grad_()
+        objective, _ = distillation_loss(
+            hidden, batch["teacher_hidden"], student, teacher, positions, positions.counts, **settings,
+            compiled=compiled,
+        )  # fmt: skip
+        found.append([objective.detach(), *torch.autograd.grad(objective, [hidden, student.weight, student.bias])])
+    assert len(calls) == 1
+    for one in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], one, strict=True))
+    expected = "RuntimeError: Failed to find C compiler. Please specify via CC environment variable."
+    assert decoder_loss.compile_failure() == expected
+
+
+def test_a_full_gpu_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory is said as what it is: blocks would not help, and the next batch may fit."""
+    monkeypatch.setattr(decoder_loss, "_compile_failures", [])
+    monkeypatch.setattr(decoder_loss, "_fused_loss", failing_compiler("full", torch.OutOfMemoryError, []))
+    batch = random_batch(5, torch.float32)
+    student, _, _ = heads(torch.float32)
+    positions = loss_positions(batch["labels"], batch["attention_mask"], ce_positions="none")
+    with pytest.raises(torch.OutOfMemoryError):
+        mlm_loss(batch["student_hidden"], student, positions, 4, compiled=True)
+    assert decoder_loss.compile_failure() == ""
 
 
 @pytest.mark.parametrize("frozen", [1, 2])

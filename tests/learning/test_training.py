@@ -1,0 +1,43 @@
+"""What is recorded of a training: speed over all processes, and that a loss could not be compiled."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from glue_bench.learning import decoder_loss, training
+from glue_bench.learning.distributed import Group
+from glue_bench.learning.loop import Curves
+from glue_bench.learning.optimiser import Schedule
+
+
+def result(processes: int) -> dict[str, Any]:
+    """Of ten steps that took two seconds."""
+    heldout = [[0, 0, 5.0, 0.1, None], [10, 4000, 4.0, 0.2, None]]
+    curves = Curves(tokens=4000, seconds=2.0, flops=6e9, first_loss=5.0, last_loss=4.0, heldout=heldout)
+    batches = SimpleNamespace(device=torch.device("cpu"), group=Group(0, processes), per_epoch=4)
+    setup: Any = SimpleNamespace(batches=batches, schedule=Schedule(10, 1, 1e-3))
+    return training.training_result(
+        curves, setup, {"batch_size": 8, "micro_batch_size": 4, "precision": "fp32"}, ("a note",)
+    )
+
+
+def test_speed_is_shared_by_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3e9 FLOP/s on devices that can do 6e9 each."""
+    monkeypatch.setattr(training, "matrix_rate", lambda device, precision: 6e9)
+    alone, pair = result(1), result(2)
+    assert (alone["flops_share"], pair["flops_share"]) == (0.5, 0.25)
+    assert alone["tokens_per_second"] == 2000
+    assert alone["heldout"]["after"] == {"mlm_loss": 4.0, "accuracy": 0.2, "kl_to_teacher": None}
+    assert (pair["processes"], pair["epochs"]) == (2, 2.5)
+    assert alone["training"]["notes"] == ("a note",)
+
+
+def test_a_loss_that_did_not_compile_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the step's own notes, with the reason."""
+    monkeypatch.setattr(training, "matrix_rate", lambda device, precision: 6e9)
+    monkeypatch.setattr(decoder_loss, "_compile_failures", ["RuntimeError: no compiler"])
+    own, added = result(1)["training"]["notes"]
+    assert own == "a note"
+    assert "computed in blocks, more slowly (RuntimeError: no compiler)" in added
