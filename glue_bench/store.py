@@ -1,7 +1,7 @@
 """results/<run>/: where a step's files stand, when it counts as done, and how files are written atomically.
 
 A step is done when its record.json holds its fingerprint and the files the record lists are what they were. The record
-is written last. Nothing is written through a symbolic link.
+is written last, with a seal over its own content. Nothing is written through a symbolic link.
 """
 
 import contextlib
@@ -9,21 +9,25 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from glue_bench.errors import StepError, UserError
+from glue_bench.records import is_record, seal_of
 
 RECORD = "record.json"
 CHUNK = 1 << 20
+NO_SPACE = 1 << 14  # bytes left on a disk that counts as full, where an error does not say what it is
+UNREADABLE = (OSError, ValueError, RecursionError, OverflowError)  # what reading a damaged JSON file raises
 
 
 @dataclass(frozen=True)
@@ -79,45 +83,25 @@ class Store:
             return State("damaged", f"{folder / RECORD} cannot be read")
         if record["fingerprint"] != fingerprint:
             return State("stale", _difference(record, explain))
+        if any(
+            json.dumps(record[part], sort_keys=True) != json.dumps(explain[part], sort_keys=True) for part in explain
+        ):
+            return State("damaged", f"{folder / RECORD} was edited")
+        for need, seal in record.get("seals", {}).items():
+            if (now := read_record(self.folder(need))) is None or seal_of(now) != seal:
+                return State("stale", f"{need} was computed anew")
         tables = record["result"].get("files", {})  # what report leaves at the top of the run's folder
         damaged = damaged_file(folder, record["outputs"]) or damaged_file(self.root, tables)
         return State("damaged", damaged) if damaged else State("done")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """A step folder's record.json as a mapping; None where it is missing, unreadable or not of a record's shape."""
+    """A step folder's record.json as a mapping; None where it is missing, unreadable, edited or of another shape."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return record if is_record(record) else None
+    except UNREADABLE:
         return None
-    return record if _is_record(record) else None
-
-
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict):
-        return False
-    tables = [record.get(part) for part in ("settings", "needs", "inputs", "outputs", "result")]
-    tables.append(record.get("environment", {}))
-    return (
-        all(isinstance(table, dict) for table in tables)
-        and all(isinstance(record.get(part), str) for part in ("step", "fingerprint"))
-        and all(_is_number(record.get(part, 0)) for part in ("stage_version", "seconds"))
-        and all(isinstance(one, str) for one in (*record["needs"].values(), *record["inputs"].values()))
-        and _is_listing(record["outputs"])
-        and _is_listing(record["result"].get("files", {}))
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_listing(value: Any) -> bool:
-    """Whether a value lists files: name -> bytes and sha256."""
-    return isinstance(value, dict) and all(
-        isinstance(one, dict) and _is_number(one.get("bytes")) and isinstance(one.get("sha256"), str)
-        for one in value.values()
-    )
 
 
 def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -150,22 +134,34 @@ def list_outputs(folder: Path) -> dict[str, dict[str, Any]]:
     return outputs
 
 
-def damaged_file(folder: Path, outputs: Mapping[str, Mapping[str, Any]], *, hash_all: bool = False) -> str:
+def damaged_file(
+    folder: Path, outputs: Mapping[str, Mapping[str, Any]], *, hash_all: bool = False, once: bool = False
+) -> str:
     """Name the first listed file that is missing or changed; empty where all are intact.
 
-    Contents are hashed where size or time stamp differ, or always with `hash_all`.
+    Contents are hashed where size or time stamp differ, or always with `hash_all`; with `once` too, but each file once
+    in the life of this process.
     """
     for name, listed in outputs.items():
         path = folder / name
         try:
             stat = path.stat()
-        except OSError:
+            if stat.st_size != listed["bytes"]:
+                return f"{path} has {stat.st_size} bytes instead of {listed['bytes']}"
+            if hash_all or once or stat.st_mtime_ns != listed.get("mtime_ns"):
+                known = _hashed_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) if once else sha256_file(path)
+                if known != listed["sha256"]:
+                    return f"{path} was changed"
+        except FileNotFoundError:
             return f"{path} is missing"
-        if stat.st_size != listed["bytes"]:
-            return f"{path} has {stat.st_size} bytes instead of {listed['bytes']}"
-        if (hash_all or stat.st_mtime_ns != listed.get("mtime_ns")) and sha256_file(path) != listed["sha256"]:
-            return f"{path} was changed"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror or error})"
     return ""
+
+
+@cache
+def _hashed_once(path: Path, inode: int, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
 
 
 def sha256_file(path: Path) -> str:
@@ -184,7 +180,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(path)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # a file of its own: never what stands, or links, under that name
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -204,10 +200,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
-    except OSError as error:
-        raise StepError(describe_os_error(error, path)) from None
+    except Exception as error:
+        if (os_error := _as_os_error(error)) is None:
+            raise
+        raise StepError(describe_os_error(os_error, path)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -225,15 +223,50 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_links(root: Path, folder: Path) -> None:
+    """Raise UserError where any part of a folder's path from `root` on, or anything in it, is a symbolic link."""
+    inside = folder.relative_to(root).parts
+    for depth in range(len(inside) + 1):
+        refuse_link(root.joinpath(*inside[:depth]))
+    for path in folder.rglob("*"):
+        refuse_link(path)
+
+
+def _as_os_error(error: Exception) -> OSError | None:
+    """The operating system's error behind an error; libraries in Rust give it as text: `(os error 28)`."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
 def describe_os_error(error: OSError, path: Path) -> str:
     """One line for a failed write or read: the file and what to do."""
+    code = error.errno or (errno.ENOSPC if _is_full(path) else 0)
     remedy = {
         errno.ENOSPC: "the disk is full; free some space and run again, finished steps are kept",
-        errno.EACCES: "permission denied; give write access or choose another folder with --results",
-        errno.EPERM: "permission denied; give write access or choose another folder with --results",
+        errno.EDQUOT: "the disk quota is used up; free some space and run again, finished steps are kept",
+        errno.EFBIG: "larger than a file may be here (ulimit -f); raise the limit and run again",
+        errno.EACCES: "permission denied; give access to it, or choose another folder with --results",
+        errno.EPERM: "permission denied; give access to it, or choose another folder with --results",
         errno.EROFS: "the file system is read-only; choose another folder with --results",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return f"{error.filename or path}: {remedy}"
+        errno.EISDIR: "is a directory where a file belongs; remove it and run again",
+        errno.ENOTDIR: "stands where a directory belongs; remove it and run again",
+        errno.EEXIST: "stands where a directory belongs; remove it and run again",
+        errno.ENOLCK: "the file system has no locks left; choose another folder with --results",
+        errno.EOPNOTSUPP: "the file system has no locks; choose another folder with --results",
+    }.get(code, error.strerror or str(error))
+    named = error.filename2 or error.filename
+    return f"{path if named is None or '.partial' in str(named) else named}: {remedy}"
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk that a path lies on has next to nothing left (numpy's short writes carry no error number)."""
+    folder = next((one for one in path.parents if one.is_dir()), None)
+    if folder is None:
+        return False
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize < NO_SPACE
 
 
 def clean_partial(folder: Path) -> None:
@@ -244,35 +277,56 @@ def clean_partial(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait_s: float, shared: bool = False) -> Iterator[None]:
+def lock(
+    path: Path, *, wait_s: float, shared: bool = False, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a lock on a file, exclusive or shared; the kernel drops it when its owner dies: none is ever stale.
 
-    Waits up to `wait_s` seconds, then raises UserError naming the owner's pid and host.
+    Waits up to `wait_s` seconds, then raises UserError naming the owner's pid and host; `waiting` is told once whom it
+    waits for. The text in the file only names the owner: whether there is one the kernel says, on a network file system
+    for all its machines. Raises UserError where the file system has no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(path)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise UserError(describe_os_error(error, path)) from None
     with file:
         deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    owner = file.read().strip() or "another process"
-                    raise UserError(
-                        f"{path.parent}: in use by {owner}; wait for it to end, or use another --run"
-                    ) from None
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        while not _try_lock(file.fileno(), path, shared):
+            owner = _owner(path)
+            if time.monotonic() >= deadline:
+                raise UserError(f"{path.parent}: in use by {owner}; wait for it to end, or use another --run")
+            if waiting is not None:
+                waiting(owner)
+                waiting = None
+            time.sleep(0.2)
+        own = f"pid {os.getpid()} on {socket.gethostname()}"
+        with contextlib.suppress(OSError):  # on a full disk the name is lost, the lock is not
+            file.truncate(0)
+            file.write(own.encode())
         try:
             yield
         finally:
-            file.truncate(0)
+            with contextlib.suppress(OSError):
+                if _owner(path) == own:  # of those that share it, the last to come
+                    file.truncate(0)
+
+
+def _try_lock(descriptor: int, path: Path, shared: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(describe_os_error(error, path)) from None
+    return True
+
+
+def _owner(path: Path) -> str:
+    """Pid and host of a lock's owner, as it wrote them."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
+    except OSError:
+        return "another process"

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glue_bench.errors import StepError
-from glue_bench.store import atomic_folder, sha256_file, write_atomic
+from glue_bench.records import seal_holds, sealed
+from glue_bench.store import UNREADABLE, atomic_folder, sha256_file, write_atomic
 
 KEPT = 2
 TENSORS = "state.safetensors"
@@ -38,7 +39,7 @@ def save_checkpoint(
         path = temporary / TENSORS
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
         content = {"step": step, "fingerprint": fingerprint, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        write_atomic(temporary / STATE, json.dumps(content | {"state": state}, allow_nan=False))
+        write_atomic(temporary / STATE, json.dumps(sealed(content | {"state": state}), allow_nan=False))
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -49,10 +50,11 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, torc
         try:
             content = json.loads((path / STATE).read_text(encoding="utf-8"))
             tensors_path = path / TENSORS
-            intact = content["fingerprint"] == fingerprint and sha256_file(tensors_path) == content["sha256"]
+            intact = content["fingerprint"] == fingerprint and seal_holds(content)
+            intact = intact and sha256_file(tensors_path) == content["sha256"]
             if intact:
                 return int(content["step"]), load_file(tensors_path), content["state"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except (*UNREADABLE, KeyError, TypeError, SafetensorError):
             continue
     return None
 
@@ -67,7 +69,7 @@ def clear_checkpoints(folder: Path, *, keep_fingerprint: str = "") -> None:
 def _fingerprint(path: Path) -> str:
     try:
         return str(json.loads((path / STATE).read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*UNREADABLE, KeyError, TypeError):
         return ""
 
 

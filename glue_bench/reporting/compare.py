@@ -9,7 +9,7 @@ from glue_bench.config import plain
 from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis, analyse, macro_name
 from glue_bench.reporting.retention import model_predictions
-from glue_bench.reporting.run_folder import load_run
+from glue_bench.reporting.run_folder import load_intact_run
 from glue_bench.reporting.statistics import DifferenceResult, difference
 from glue_bench.reporting.tables import (
     DASH,
@@ -27,8 +27,11 @@ ABSENT = "(none)"
 
 
 def compare(first: Path, second: Path) -> str:
-    """What changed from the first run to the second, as Markdown. Raises UserError where a folder holds no run."""
-    runs = [analyse(load_run(folder)) for folder in (first, second)]
+    """What changed from the first run to the second, as Markdown.
+
+    Raises UserError where a folder holds no run, or a damaged one.
+    """
+    runs = [analyse(load_intact_run(folder)) for folder in (first, second)]
     sections = [
         ("Settings", _changes(*(_flat(plain(one.run.config)) for one in runs))),
         ("Environment", _changes(*(_flat(one.run.environment) for one in runs))),

@@ -4,7 +4,6 @@ WNLI enters no threshold: its dev set is adversarial to its training set, so a m
 there. A threshold on retention is held against the macro over the tasks without it.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from typing import Any
 
 from glue_bench.config import Check
 from glue_bench.errors import UserError
+from glue_bench.inputs import read_summary as read_summary
 from glue_bench.reporting.run_folder import load_run
 from glue_bench.reporting.tables import read_csv
-from glue_bench.store import damaged_file, read_record
+from glue_bench.store import RECORD, damaged_file, read_record
 from glue_bench.tasks import TASKS
 
 NOT_JUDGED = "wnli"
@@ -84,6 +84,8 @@ def judge_folder(folder: Path, thresholds: Check) -> Gate:
 def untrusted(folder: Path) -> str:
     """Why the tables in a folder cannot be judged; empty where they stand as report wrote them."""
     record = read_record(folder / "report")
+    if record is None and (folder / "report" / RECORD).exists():
+        return f"{folder / 'report' / RECORD} is unreadable or was edited: report writes it anew"
     if record is None:
         return "the report has not been written yet: run-all or report makes it"
     files = record["result"].get("files", {})
@@ -93,19 +95,6 @@ def untrusted(folder: Path) -> str:
     if damaged := damaged_file(folder, files, hash_all=True):
         return f"{damaged} since the report was written; run report again"
     return ""
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """A summary.json. Raises UserError where it is missing or no summary."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; a baseline is the summary.json of a run") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("models"), dict):
-        raise UserError(f"{path}: no summary of a run (it has no models)")
-    return summary
 
 
 def judge(

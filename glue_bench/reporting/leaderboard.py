@@ -1,7 +1,7 @@
 """results/leaderboard.{md,csv}: one row per run and compressed model over all runs and published runs, best first.
 
-It reads summaries alone, so a thousand runs take seconds. A summary that cannot be read is named below the table, and
-never stops the others.
+It reads summaries alone, so a thousand runs take seconds. A summary that cannot be read, or is not the one that its
+run's report wrote, is named below the table, and never stops the others.
 """
 
 import json
@@ -21,7 +21,7 @@ from glue_bench.reporting.tables import (
     percent_interval,
     times_interval,
 )
-from glue_bench.store import lock, write_atomic
+from glue_bench.store import RECORD, UNREADABLE, damaged_file, lock, read_record, write_atomic
 
 COLUMNS = (
     "rank", "run", "model", "role", "data", "tasks", "seeds", "complete", "retention", "low", "high", "retention_9",
@@ -46,8 +46,8 @@ def leaderboard(results: Path) -> tuple[str, str]:
     unreadable: list[str] = []
     for folder in _run_folders(results):
         try:
-            rows += _rows(json.loads((folder / "summary.json").read_text(encoding="utf-8")), folder, results)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            rows += _rows(_summary(folder), folder, results)
+        except (*UNREADABLE, TypeError, AttributeError, KeyError):
             unreadable.append(folder.relative_to(results).as_posix())
     rows.sort(key=_best_first)
     for rank, row in enumerate(rows, start=1):
@@ -63,7 +63,20 @@ def _run_folders(results: Path) -> list[Path]:
 
 
 def _same_summary(folder: Path, other: Path | None) -> bool:
-    return other is not None and (folder / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+    try:
+        return other is not None and (folder / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+    except OSError:
+        return False
+
+
+def _summary(folder: Path) -> Any:
+    """The content of a run's summary.json. Raises ValueError where the run's report did not write it."""
+    if (folder / "report" / RECORD).exists():
+        record = read_record(folder / "report") or {"result": {}}
+        listed = record["result"].get("files", {}).get("summary.json")
+        if listed is None or damaged_file(folder, {"summary.json": listed}):
+            raise ValueError("not as the report wrote it")
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def _rows(summary: Mapping[str, Any], folder: Path, results: Path) -> list[dict[str, Any]]:
@@ -108,9 +121,9 @@ TEXT_COLUMNS = ("run", "model", "role", "data", "report")
 
 def _checked(column: str, value: Any) -> Any:
     """The value, where it is what the column holds; raises ValueError otherwise, so that the summary is set aside."""
-    if column in TEXT_COLUMNS or value is None or isinstance(value, bool):
+    if column in TEXT_COLUMNS or column == "complete" or value is None:
         return value
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{column} is {value!r}")
     return value
 
@@ -145,7 +158,7 @@ def _markdown(rows: list[dict[str, Any]], unreadable: list[str]) -> str:
     if any(not row["complete"] for row in rows):
         lines.append("\\* incomplete run.\n")
     if unreadable:
-        lines.append(f"Left out, unreadable: {', '.join(markdown_text(one) for one in unreadable)}.\n")
+        lines.append(f"Left out, edited or unreadable: {', '.join(markdown_text(one) for one in unreadable)}.\n")
     return "\n".join(lines)
 
 

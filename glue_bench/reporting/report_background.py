@@ -190,7 +190,10 @@ def repeat_command(run: RunFolder) -> str:
 
 
 def _changes(shipped: Any, own: Any, path: str) -> list[tuple[str, Any]] | None:
-    """(key path, value) of every setting that differs; None where --set cannot express it (other rows of students)."""
+    """(key path, value) of every setting that differs; None where --set cannot express it.
+
+    It can set, not remove: no rows of students, no key of a table, no threshold.
+    """
     found: list[tuple[str, Any]] = []
     for key, value in own.items():
         here, old = f"{path}{key}", shipped.get(key)
@@ -199,14 +202,15 @@ def _changes(shipped: Any, own: Any, path: str) -> list[tuple[str, Any]] | None:
         if key == "students" and not path:
             if [one["name"] for one in value] != [one["name"] for one in old]:
                 return None
-            for before, after in zip(old, value, strict=True):
-                found += _changes(before, after, f"students.{after['name']}.") or []
+            deeper = [_changes(old[i], row, f"students.{i}.") for i, row in enumerate(value)]
         elif isinstance(value, Mapping) and isinstance(old, Mapping):
-            if set(old) - set(value):
-                return None
-            found += _changes(old, value, f"{here}.") or []
+            deeper = [None if set(old) - set(value) else _changes(old, value, f"{here}.")]
         else:
-            found.append((here, value))
+            deeper = [None if value is None else [(here, value)]]  # TOML has no null
+        for changes in deeper:
+            if changes is None:
+                return None
+            found += changes
     return found
 
 

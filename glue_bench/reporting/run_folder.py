@@ -5,7 +5,7 @@ by the names that the config gives them, so what an older config left in the fol
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +14,14 @@ from typing import Any
 
 from glue_bench.config import Config, config_from, distill_settings, task_settings
 from glue_bench.data.glue import data_completeness
+from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import UserError
 from glue_bench.plan import int8_step, model_names, roles, weights_step
 from glue_bench.records import Size, Timing, from_json
-from glue_bench.store import read_record
+from glue_bench.store import RECORD, UNREADABLE, damaged_file, read_record
 
 CONFIG_FILE = "config.json"
+REPORTED_FILES = (PREDICTIONS_FILE, "training.csv", "heldout.csv")  # what tables and figures are made of
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The stored run; `records` holds the readable records of the steps that the config asks for."""
+    """The stored run; `records` holds the readable records of the steps that the config asks for.
+
+    `missing` names the steps without one, `damaged` those of them whose record is there, but unreadable or edited.
+    """
 
     root: Path
     name: str
     config: Config
     records: Mapping[str, Mapping[str, Any]]
     missing: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -136,19 +142,19 @@ def load_run(root: Path, name: str = "") -> RunFolder:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; a run's folder has the config it was made with") from None
-    except ValueError as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not valid JSON ({error}); run-all writes it anew") from None
-    config = config_from(raw, CONFIG_FILE)
+    config = config_from(raw, str(path))
     records: dict[str, Mapping[str, Any]] = {}
-    missing: list[str] = []
-    waiting = list(expected_steps(config))
+    missing: dict[str, bool] = {}  # step -> whether something stands where its record belongs
+    waiting = deque(expected_steps(config))
     while waiting:
-        step = waiting.pop(0)
+        step = waiting.popleft()
         if step in records or step in missing:
             continue
         record = read_record(root / step)
         if record is None or record["step"] != step:
-            missing.append(step)
+            missing[step] = (root / step / RECORD).exists()
             continue
         records[step] = record
         waiting += record["needs"]
@@ -156,7 +162,23 @@ def load_run(root: Path, name: str = "") -> RunFolder:
     if cuda and all(need in records and records[need]["fingerprint"] == known for need, known in cuda["needs"].items()):
         records["benchmark/cuda"] = cuda  # else it timed networks that have changed since, on another machine
     ordered = {step: records[step] for step in sorted(records)}
-    return RunFolder(root, name or root.resolve().name, config, ordered, tuple(sorted(missing)))
+    damaged = tuple(sorted(step for step, stands in missing.items() if stands))
+    return RunFolder(root, name or root.resolve().name, config, ordered, tuple(sorted(missing)), damaged)
+
+
+def load_intact_run(root: Path) -> RunFolder:
+    """As load_run, for what shows figures without checking them: records and predictions are what was written.
+
+    Raises UserError naming the first record or file that is damaged.
+    """
+    run = load_run(root)
+    for step in run.damaged:
+        raise UserError(f"{root / step / RECORD}: unreadable or edited; run again: the step is computed anew")
+    for step, record in run.records.items():
+        listed = {name: one for name, one in record["outputs"].items() if name in REPORTED_FILES}
+        if damaged := damaged_file(root / step, listed, hash_all=True):
+            raise UserError(f"{damaged}; delete {root / step} and run again: the step is computed anew")
+    return run
 
 
 def expected_steps(config: Config) -> Iterator[str]:

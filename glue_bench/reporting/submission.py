@@ -15,7 +15,7 @@ import numpy as np
 from glue_bench.data.predictions import PREDICTIONS_FILE, read_predictions
 from glue_bench.errors import UserError
 from glue_bench.learning.metrics import checked_predictions
-from glue_bench.reporting.run_folder import Cell, load_run
+from glue_bench.reporting.run_folder import Cell, load_intact_run
 from glue_bench.reporting.scores import score_run
 from glue_bench.store import write_atomic
 from glue_bench.tasks import TASKS, Task
@@ -53,7 +53,7 @@ def submit(folder: Path, model: str) -> Path:
     AX is predicted by the same MNLI run, under the split name of `stored_split`. Raises UserError where the model
     is unknown, has not been fine-tuned or lacks a test set (all are named), and StepError for a damaged file.
     """
-    run = load_run(folder)
+    run = load_intact_run(folder)
     if model not in run.roles:
         raise UserError(f"--model {model}: no such row in {folder}{near_miss(model, tuple(run.roles))}")
     spreads = score_run(run).headlines.get(model, {})

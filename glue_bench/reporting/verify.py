@@ -14,12 +14,13 @@ from glue_bench.config import Config, distill_settings, plain, task_settings
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import GlueBenchError
 from glue_bench.plan import check_settings, fingerprint, int8_step
+from glue_bench.records import Score
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.build import build_tables
 from glue_bench.reporting.report_background import repeat_command
-from glue_bench.reporting.run_folder import RunFolder, load_run
+from glue_bench.reporting.run_folder import Cell, RunFolder, load_run
 from glue_bench.reporting.tables import read_csv
-from glue_bench.store import RECORD, damaged_file, read_record
+from glue_bench.store import RECORD, UNREADABLE, damaged_file, read_record
 from glue_bench.tasks import TASKS
 
 TOLERANCE = 1e-9  # other versions of numpy and scipy may differ in the last digits, never in what is printed
@@ -36,21 +37,29 @@ def verify(folder: Path, name: str = "") -> list[str]:
     for step in REPORTING_STEPS:
         if (record := read_record(folder / step)) is not None:
             records[step] = record
-    found = [line for step in records for line in _record(run, records, step, records[step])]
+    found = [f"{step}/{RECORD}: unreadable or edited; run the step again" for step in damaged_records(run)]
+    found += [line for step in records for line in _record(run, records, step, records[step])]
     try:
         analysis = analyse(run)
     except (GlueBenchError, ValueError) as error:
         return [*found, f"scores cannot be recomputed: {error}"]
     found += _scores(analysis)
     found += _int8(analysis)
+    found += _rows(analysis)
     return found + list(_tables(analysis, records))
+
+
+def damaged_records(run: RunFolder) -> tuple[str, ...]:
+    """Steps whose record stands there but cannot be believed, the report's own included."""
+    own = (step for step in REPORTING_STEPS if (run.root / step / RECORD).exists())
+    return (*run.damaged, *(step for step in own if read_record(run.root / step) is None))
 
 
 def _stored_name(folder: Path) -> str:
     """The name that the tables carry: a folder may have been copied or renamed since."""
     try:
         name = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*UNREADABLE, KeyError, TypeError):
         return ""
     return name if isinstance(name, str) else ""
 
@@ -63,6 +72,8 @@ def _record(
     explained = {part: record[part] for part in ("settings", "needs", "inputs")}
     if fingerprint(record["step"], record.get("stage_version", 0), explained) != record["fingerprint"]:
         yield f"{where}: its fingerprint is not that of its settings, needs and inputs"
+    if record["step"] != step:
+        yield f"{where}: it is the record of {record['step']}"
     for need, known in record["needs"].items():
         if need not in records:
             yield f"{where}: {need}, which it stands on, has no record"
@@ -85,10 +96,10 @@ def _settings(config: Config, step: str) -> dict[str, Any]:
                 name: getattr(config.data, name) for name in ("max_train_rows", "max_dev_rows", "predict_test", "seed")
             }
         case ["pretrain", _]:
-            return plain(config.pretrain)
+            return _optimisation(plain(config.pretrain))
         case ["distill", model]:
             student = next(one for one in config.students if one.name == model)
-            return plain(distill_settings(config, student)) | {"layers": list(student.layers)}
+            return _optimisation(plain(distill_settings(config, student))) | {"layers": list(student.layers)}
         case ["finetune", model, task, _] if model != "majority":
             own = config.teacher if model == config.teacher.name else None
             own = own or next((one for one in config.students if one.name == model), None)
@@ -102,19 +113,34 @@ def _settings(config: Config, step: str) -> dict[str, Any]:
     return {}
 
 
+def _optimisation(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings of a training its result depends on: not when checkpoints are written."""
+    settings.pop("checkpoint_every", None)
+    return settings
+
+
 def _scores(analysis: Analysis) -> Iterator[str]:
     """The scores in the records of finetune against those of the predictions."""
-    for cell in analysis.run.cells:
-        if cell.step not in analysis.run.records:
-            continue
-        stored = {one["split"]: one["metrics"] for one in analysis.run.result(cell.step).get("scores", ())}
-        for one in analysis.scores.scores:
-            if (one.model, one.seed) == (cell.model, cell.seed) and cell.task in (
-                one.task,
-                TASKS[one.task].predicted_by,
-            ):
-                where = f"{cell.step}/{RECORD}: scores of {one.split}"
-                yield from _differences(stored.get(one.split, {}), one.metrics, where)
+    for one in analysis.scores.scores:
+        step = _step_of(one)
+        stored = {other["split"]: other["metrics"] for other in analysis.run.result(step).get("scores", ())}
+        yield from _differences(stored.get(one.split, {}), one.metrics, f"{step}/{RECORD}: scores of {one.split}")
+
+
+def _rows(analysis: Analysis) -> Iterator[str]:
+    """As many predictions of each split as prepare counted rows: a row that all models lack shows nowhere else."""
+    for one in analysis.scores.scores:
+        prepared = f"prepare/glue/{one.task}"
+        split = TASKS[one.task].test_splits[0] if TASKS[one.task].predicted_by else one.split
+        counted = analysis.run.result(prepared).get("rows", {}).get(split)
+        if counted not in (None, one.examples):
+            where = f"{_step_of(one)}/{PREDICTIONS_FILE}: {one.split}"
+            yield f"{where} has {one.examples} predictions, {prepared}/{RECORD} counts {counted} rows"
+
+
+def _step_of(score: Score) -> str:
+    """The step whose predictions a score was computed from."""
+    return Cell(score.model, TASKS[score.task].predicted_by or score.task, score.seed).step
 
 
 def _int8(analysis: Analysis) -> Iterator[str]:
@@ -164,7 +190,7 @@ def _table(name: str, stands: str, content: str) -> Iterator[str]:
     if name.endswith(".json"):
         try:
             yield from _differences(json.loads(stands), json.loads(content), name)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"{name}: not valid JSON ({error})"
     elif name.endswith(".csv"):
         yield from _differences(read_csv(stands), read_csv(content), name)
@@ -202,5 +228,5 @@ def _equal(stands: Any, right: Any) -> bool:
         return not isinstance(right, bool) and math.isclose(
             float(stands), float(right), rel_tol=TOLERANCE, abs_tol=TOLERANCE
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False

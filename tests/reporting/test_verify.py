@@ -11,6 +11,7 @@ import pytest
 from synthetic_run import change_predictions, copy_run, make_run, reported_run, settings, small_run
 
 from glue_bench.errors import UserError
+from glue_bench.records import SEAL, sealed
 from glue_bench.reporting.verify import verify
 from glue_bench.store import Store
 
@@ -20,7 +21,7 @@ CELL = "finetune/distil-2/rte/seed-1"
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(sealed(content) if SEAL in content else content))  # a forger would seal it again
 
 
 def replace_number(path: Path, name: str) -> None:
@@ -69,7 +70,7 @@ EDITS: dict[str, tuple[Callable[[Store], None], str]] = {
     ),
     "a NaN in a record": (
         edit_record(CELL, lambda r: r["result"]["scores"][0]["metrics"].update(accuracy=float("nan"))),
-        f"{CELL}/record.json: scores of validation: accuracy",
+        f"{CELL}/record.json: unreadable or edited",
     ),
     "a score missing in a record": (edit_record(CELL, lambda r: r["result"].update(scores=[])), "accuracy is missing"),
     "a setting in a record": (
@@ -88,6 +89,10 @@ EDITS: dict[str, tuple[Callable[[Store], None], str]] = {
     "the verdict": (edit_record("check", lambda r: r["result"].update(passed=False)), "check/record.json: its verdict"),
     "the headline": (edit_record("report", lambda r: r["result"].update(headline="best")), "headline"),
     "a step deleted": (lambda s: shutil.rmtree(s.folder(CELL)), "has no record"),
+    "a record edited": (
+        lambda s: replace_number(s.folder(CELL) / "record.json", "accuracy"),
+        f"{CELL}/record.json: unreadable or edited",
+    ),
     "a record truncated": (lambda s: (s.folder(CELL) / "record.json").write_text("{"), "has no record"),
     "weights changed": (
         lambda s: (s.folder("distill/distil-2") / "model/model.safetensors").write_bytes(b"other w"),
