@@ -5,6 +5,7 @@ failed; 130 interrupted.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -17,8 +18,11 @@ from types import FrameType
 from typing import Any
 
 from glue_bench.config import Config, check_name, config_names, load_config, parse_task_threshold, with_machine
-from glue_bench.errors import GlueBenchError, UserError
+from glue_bench.errors import GlueBenchError, UserError, printable, without_secrets
+from glue_bench.sources import is_file
+from glue_bench.store import describe_os_error
 
+OUT_OF_MEMORY = "out of memory; use a smaller micro_batch_size or batch_size, or --device cpu; finished steps are kept"
 STEP_VERBS = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report")
 VERBS = {
     "run-all": "everything: from the data to the tables and the gate",
@@ -91,22 +95,29 @@ def _add_run_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
 def _ratio(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a ratio of 0 or more")
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, e.g. 0.95") from None
+
+
 def _shard(text: str) -> tuple[int, int]:
     first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
         raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N, e.g. 2/8")
     return int(first), int(second)
 
@@ -124,19 +135,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except GlueBenchError as error:
         if debug:
-            traceback.print_exc()
+            _show_traceback()
         _complain(str(error))
         return error.exit_code
     except BrokenPipeError:
         return 3
     except MemoryError:
-        _complain("out of memory; use a smaller micro_batch_size, or --device cpu")
+        _complain(OUT_OF_MEMORY)
+        return 3
+    except OSError as error:
+        if debug:
+            _show_traceback()
+        _complain(describe_os_error(error, Path(error.filename or "a file")))
         return 3
     except Exception as error:  # the last resort: a bug, or a library's error; never a traceback without --debug
         if debug:
-            traceback.print_exc()
+            _show_traceback()
         first_line = (str(error).splitlines() or [""])[0]
-        _complain(f"{type(error).__name__}: {first_line} (--debug shows where)")
+        no_memory = "can't allocate memory" in first_line or type(error).__name__ == "OutOfMemoryError"  # torch's
+        _complain(OUT_OF_MEMORY if no_memory else f"{type(error).__name__}: {first_line} (--debug shows where)")
         return 3
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a late one must not raise inside a library's exit hook
@@ -147,7 +164,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"glue_bench: {message}", file=sys.stderr)
+    print(f"glue_bench: {printable(message)}", file=sys.stderr)
+
+
+def _show_traceback() -> None:
+    print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
 
 
 def _say(line: str) -> None:
@@ -171,7 +192,7 @@ def _config(options: argparse.Namespace) -> tuple[Config, str]:
     """The config of the flags, and why it was chosen where the tool chose it."""
     from glue_bench.preflight import choose_config
 
-    name, why = (options.config, "") if options.config else choose_config()
+    name, why = (options.config, "") if options.config is not None else choose_config()
     options.chosen = name
     config = load_config(name, options.set)
     if why:
@@ -186,12 +207,12 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     from glue_bench.executors import run_in_parallel, worker_environments
     from glue_bench.inputs import HashMemo
     from glue_bench.machine import facts
-    from glue_bench.pipeline import Run, Shard, is_done, run_steps, with_needs
+    from glue_bench.pipeline import Run, Shard, is_done, run_lock, run_steps, with_needs
     from glue_bench.plan import fingerprints, plan
     from glue_bench.preflight import check_parts
     from glue_bench.store import Store
 
-    run_name = check_name(options.run or config.name, "--run")
+    run_name = check_name(config.name if options.run is None else options.run, "--run")
     store = Store(Path(options.results), run_name)
     machine = facts(config.machine)
     memo = HashMemo.load(store.cache / "hashes.json")
@@ -201,8 +222,8 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
         check_parts(config)  # names all that is missing rather than the first
         raise
     known = fingerprints(steps)
-    if not all(is_done(step, known, store) for step in steps if step.stage == "prepare"):
-        check_parts(config)
+    prepared = all(is_done(step, known, store) for step in steps if step.stage == "prepare")
+    check_parts(config, prepared=prepared)
     memo.save()
     if options.verb == "run-all":
         compute = f"{machine.precision}, {machine.threads} threads"
@@ -211,21 +232,25 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     else:
         wanted = with_needs(steps, [step for step in steps if step.stage == options.verb])
     shard = Shard(*options.shard)
-    locks = shard.count > 1
-    run = Run(store, config, config.machine.device, machine.threads, machine.precision, shard, _say, step_locks=locks)
+    if options.executor == "ray" and shard.count > 1:
+        raise UserError("--shard: --executor ray deals the fine-tunings out itself; leave one of the two out")
+    workers = worker_environments(config.machine.jobs_per_device, config.machine.device)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # under torchrun the processes are already many
-    workers = worker_environments(config.machine.jobs_per_device, run.device)
-    parallel = alone and (options.executor == "ray" or len(workers) > 1)
-    if parallel and not locks and any(step.stage == "finetune" for step in wanted):
-        run_in_parallel(steps, run, _run_arguments(options, config), options.executor)
-    complete = run_steps(steps, wanted, run, force=("report",) if options.verb == "report" else ())
+    parallel = alone and shard.count == 1 and (options.executor == "ray" or len(workers) > 1)
+    parallel = parallel and any(step.stage == "finetune" for step in wanted)
+    locks = parallel or shard.count > 1
+    run = Run(store, config, config.machine.device, machine.threads, machine.precision, shard, _say, step_locks=locks)
+    with run_lock(run) if parallel else contextlib.nullcontext():  # no plain run comes between its steps
+        if parallel:
+            run_in_parallel(steps, run, _run_arguments(options, config), options.executor)
+        complete = run_steps(steps, wanted, run, force=("report",) if options.verb == "report" else ())
     if options.verb != "run-all" or not complete:
         return 0 if complete or options.verb != "run-all" else 1
     gate = store.result("check")
-    for reason in gate["reasons"]:
+    for reason in gate.get("reasons", ()):
         _say(f"gate: {reason}")
-    _say(store.result("report")["headline"] + (f" [{chosen}]" if chosen else ""))
-    return 0 if gate["passed"] else 1
+    _say(store.result("report").get("headline", "") + (f" [{chosen}]" if chosen else ""))
+    return 0 if gate.get("passed") else 1
 
 
 def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
@@ -238,19 +263,22 @@ def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
 def _plan(options: argparse.Namespace, config: Config) -> int:
     from glue_bench.estimate import plan_table
 
-    run_name = check_name(options.run or config.name, "--run")
+    run_name = check_name(config.name if options.run is None else options.run, "--run")
     _say(plan_table(config, Path(options.results), run_name))
     return 0
 
 
 def _folder(options: argparse.Namespace, name: str | None) -> Path:
     """A run's folder by its name (run or published), or by a path. Raises UserError."""
+    if name is None:
+        chosen = getattr(options, "config", None)
+        name = "quick" if chosen is None else load_config(chosen).name
     if not name:
-        name = load_config(options.config).name if getattr(options, "config", None) else "quick"
+        raise UserError("the run's name is empty; python -m glue_bench list runs names the runs")
     results = Path(options.results)
     candidates = [results / name, results / "published" / name, Path(name)]
     for folder in candidates:
-        if (folder / "config.json").is_file():
+        if is_file(folder / "config.json"):
             return folder
     raise UserError(f"{candidates[0]}: no run there; python -m glue_bench list runs names them")
 
@@ -321,5 +349,5 @@ def _list(options: argparse.Namespace) -> int:
 def _is_complete(summary: Path) -> bool:
     try:
         return json.loads(summary.read_text(encoding="utf-8"))["complete"] is True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -20,6 +20,8 @@ from glue_bench.typed import plain as plain
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
+NOT_TOML = (ValueError, RecursionError)  # TOMLDecodeError is one; also numbers of 5,000 digits, lists 1,000 deep
+
 
 @dataclass(frozen=True)
 class Data:
@@ -238,9 +240,12 @@ def find_config(name: str) -> Path:
     """The file behind --config: a path to a TOML file, or the name of a shipped config. Raises ConfigError."""
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"--config {name}: no such file")
-        return path
+        try:
+            if path.is_file():
+                return path
+            raise ConfigError(f"--config {name}: {'is no file' if path.exists() else 'no such file'}; give a TOML file")
+        except OSError as error:
+            raise ConfigError(f"--config {name[:100]}: {error.strerror}; give a TOML file") from None
     for folder in CONFIG_FOLDERS:
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"
@@ -254,7 +259,9 @@ def load_config(name: str, assignments: Sequence[str] = ()) -> Config:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; give a file that can be read") from None
+    except NOT_TOML as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
     for assignment in assignments:
@@ -296,9 +303,10 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {assignment}: expected key=value, e.g. distill.tokens=1000000")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        read = tomllib.loads(f"value = {text}")
+    except NOT_TOML:
+        read = {}
+    value = read["value"] if set(read) == {"value"} else text  # more lines would be more settings
     place: Any = raw
     for part in parts[:-1]:
         place = _row(place, part, assignment) if isinstance(place, list) else place.setdefault(part, {})

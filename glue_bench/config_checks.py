@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from glue_bench.config import Config
 
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on every system
 RESERVED_MODELS = ("majority", "as-released")
 
 
@@ -52,6 +53,8 @@ def check_config(config: "Config", source: str, seeds: Mapping[str, Sequence[int
         for i, one in enumerate(chosen):
             if one not in known:
                 raise ConfigError(f"{source}: {path}[{i}]: {one!r} is not one of {', '.join(known)}")
+        _no_repeats(chosen, f"{source}: {path}")
+    _no_repeats(config.benchmark.batch_sizes, f"{source}: benchmark.batch_sizes")
     if config.benchmark.min_passes % 2:
         raise ConfigError(f"{source}: benchmark.min_passes: {config.benchmark.min_passes} is odd; A B B A needs even")
     if config.teacher.hidden % config.teacher.heads:
@@ -65,7 +68,31 @@ def check_config(config: "Config", source: str, seeds: Mapping[str, Sequence[int
     if not config.teacher.weights and config.corpus.sequence_length > config.teacher.max_positions:
         most = f"the teacher's max_positions, {config.teacher.max_positions}"
         raise ConfigError(f"{source}: corpus.sequence_length: {config.corpus.sequence_length} is above {most}")
+    _check_places(config, source)
     _check_students(config, source)
+
+
+def _check_places(config: "Config", source: str) -> None:
+    """Where things are: text to train on and text held out are two, and every path can be one."""
+    corpus = config.corpus
+    if not corpus.text:
+        raise ConfigError(f"{source}: corpus.text: names no text; give embedded, files, or hub:ID")
+    if corpus.heldout and corpus.heldout in ("embedded", *corpus.text):
+        raise ConfigError(
+            f"{source}: corpus.heldout: {corpus.heldout!r} is not held out of the text; "
+            "give a file of its own, or leave it empty for the text's last part"
+        )
+    if not config.data.glue:
+        raise ConfigError(f"{source}: data.glue: names no data; give embedded, hub, or a folder")
+    places = {"data.glue": config.data.glue, "corpus.heldout": corpus.heldout, "check.baseline": config.check.baseline}
+    places |= {f"corpus.text[{i}]": text for i, text in enumerate(corpus.text)}
+    rows = {"teacher": config.teacher} | {f"students[{i}]": student for i, student in enumerate(config.students)}
+    for where, row in rows.items():
+        places |= {f"{where}.weights": row.weights}
+        places |= {f"{where}.finetuned.{task}": path for task, path in row.finetuned.items()}
+    for where, path in places.items():
+        if any(len(part.encode()) > LONGEST_NAME for part in path.split("/")) or len(path.encode()) > LONGEST_PATH:
+            raise ConfigError(f"{source}: {where}: {path[:40]!r}... is too long for a path")
 
 
 def _check_students(config: "Config", source: str) -> None:

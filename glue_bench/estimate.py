@@ -4,12 +4,12 @@ A step that ran here tells its own time. For the others the guess is floating-po
 token in training, 2 in inference) over a nominal rate of the machine: good to a factor of two or three, and said so.
 """
 
-import json
 from pathlib import Path
 
 from glue_bench.config import Config
 from glue_bench.inputs import HashMemo, in_hub_cache, weights_folder, weights_kind
 from glue_bench.machine import Facts, facts, has_fast_bf16
+from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
 from glue_bench.plan import Step, plan
 from glue_bench.sources import HUB_DATASET, source_kind
@@ -55,9 +55,9 @@ def encoder_parameters(config: Config) -> float:
     if kind == "hub":
         shape = {"hidden": 768, "layers": 12, "ffn": 3072}
     elif kind != "scratch":
-        raw = json.loads((weights_folder(config.teacher.weights) / "config.json").read_text(encoding="utf-8"))
-        hidden = raw.get("hidden_size", raw.get("dim", 768))
-        shape = {"hidden": hidden, "layers": raw.get("num_hidden_layers", raw.get("n_layers", 12)), "ffn": 4 * hidden}
+        raw = model_config(weights_folder(config.teacher.weights))
+        hidden = size_of(raw, "hidden") or 768
+        shape = {"hidden": hidden, "layers": size_of(raw, "layers") or 12, "ffn": 4 * hidden}
     return shape["layers"] * (4.0 * shape["hidden"] ** 2 + 2.0 * shape["hidden"] * shape["ffn"])
 
 

@@ -101,9 +101,13 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
         numbers = {step.name: f"[{i}/{len(wanted)}]" for i, step in enumerate(wanted, start=1)}
         remaining = [step for step in wanted if _is_mine(step, wanted, run.shard)]
         computed = 0
+        rehearsed = _rank() != 0
         while remaining:
             blocked = []
             for step in remaining:
+                if step.stage != "prepare" and not rehearsed:
+                    _rehearse(all_steps, known, run)
+                    rehearsed = True
                 if run.shard.count > 1:
                     # a soft student's teacher may be another shard's: wait for it, or do it, under its lock
                     for need in (by_name[name] for name in step.needs if step.stage == by_name[name].stage):
@@ -121,9 +125,19 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
                 )
                 return False
             remaining = blocked
+        if not rehearsed:
+            _rehearse(all_steps, known, run)
         if not computed:
             run.say(f"all {len(wanted)} steps are done already; nothing to compute")
     return True
+
+
+def _rehearse(steps: Sequence[Step], known: Mapping[str, str], run: Run) -> None:
+    """Before the first training: what a step would refuse after hours is refused now. Raises UserError."""
+    ahead = [step for step in steps if step.stage in DISTRIBUTED_STAGES or (step.stage == "finetune" and step.inputs)]
+    ahead = [step for step in ahead if not is_done(step, known, run.store)]
+    if ahead:
+        importlib.import_module("glue_bench.learning.rehearsal").rehearse(ahead, run.store)
 
 
 def write_config(run: Run) -> None:

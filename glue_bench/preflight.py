@@ -1,19 +1,33 @@
 """Before anything is computed: which config suits this machine, and whether every outside part is there.
 
-All missing parts are named in one message with the ways out. The hub is asked only where the config names it, once, for
-3 s at most, and never while HF_HUB_OFFLINE is set.
+All parts that are missing or of no use are named in one message with the ways out. The hub is asked only where the
+config names it, once, for 3 s at most, and never while HF_HUB_OFFLINE is set.
 """
 
 import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from glue_bench.config import Config
 from glue_bench.errors import UserError
-from glue_bench.inputs import HashMemo, glue_inputs, in_hub_cache, text_inputs, weights_inputs, weights_kind
+from glue_bench.inputs import (
+    HashMemo,
+    checkpoint_inputs,
+    glue_inputs,
+    in_hub_cache,
+    read_summary,
+    text_inputs,
+    weights_folder,
+    weights_inputs,
+    weights_kind,
+)
 from glue_bench.machine import gpu_names
+from glue_bench.model_folder import check_model_folder, longest_sequence, model_config, size_of
 from glue_bench.plan import needs_corpus
 from glue_bench.sources import HUB_DATASET, source_kind
 
@@ -57,47 +71,88 @@ def choose_config() -> tuple[str, str]:
     return "quick", "an accelerator, but neither the hub nor its cache"
 
 
-def check_parts(config: Config) -> None:
-    """Raise one UserError naming every outside part (weights, GLUE, text) that is missing, with the ways out."""
-    missing: list[str] = []
+def check_parts(config: Config, *, prepared: bool = False) -> None:
+    """Raise one UserError naming every outside part (weights, GLUE, text) that is missing or of no use, and ways out.
+
+    Where everything is `prepared`, the hub and what prepare has copied are no longer needed, and not looked at.
+    """
+    amiss: list[str] = []
     hub: list[str] = []
-    rows = [(config.teacher.weights, config.teacher.revision, "teacher.weights")]
-    rows += [(student.weights, student.revision, f"students.{student.name}.weights") for student in config.students]
+    released = [(config.teacher.weights, config.teacher.revision, "teacher.weights")]
+    released += [(student.weights, student.revision, f"students.{student.name}.weights") for student in config.students]
     finetuned = [("teacher", config.teacher.finetuned), *((f"students.{s.name}", s.finetuned) for s in config.students)]
-    rows += [(path, "", f"{where}.finetuned.{task}") for where, table in finetuned for task, path in table.items()]
-    for weights, revision, where in rows:
+    for weights, revision, where in () if prepared else released:
         if weights_kind(weights) == "hub":
             if not in_hub_cache("models", weights, revision):
                 hub.append(f"weights {weights} ({where})")
-        else:
-            _collect(missing, where, lambda w=weights, r=revision: weights_inputs(w, r, HashMemo.names_only()))
+        elif weights and _collect(
+            amiss, where, lambda w=weights, r=revision: weights_inputs(w, r, HashMemo.names_only())
+        ):
+            _collect(amiss, where, lambda w=weights: check_model_folder(weights_folder(w)))
+    for row, table in finetuned:
+        for task, path in table.items():
+            where = f"{row}.finetuned.{task}"
+            if _collect(amiss, where, lambda p=path, w=where: checkpoint_inputs(p, w, HashMemo.names_only())):
+                _collect(amiss, where, lambda p=path: check_model_folder(weights_folder(p)))
+    if not prepared:
+        _check_data_and_text(config, amiss, hub)
+    if config.check.baseline:
+        _collect(amiss, "check.baseline", lambda: read_summary(Path(config.check.baseline)))
+    if not amiss and weights_kind(config.teacher.weights) in ("folder", "package"):
+        _collect(amiss, "", lambda: check_teacher(config, model_config(weights_folder(config.teacher.weights))))
+    unreachable = bool(hub) and not hub_reachable()
+    if unreachable:
+        amiss.append(", ".join(hub) + ": neither in the hub's cache nor can the hub be reached")
+    if amiss:
+        message = f"config {config.name}: missing or of no use: " + "; ".join(amiss)
+        raise UserError(f"{message}\n{WAYS_OUT}" if unreachable else message)
+
+
+def _check_data_and_text(config: Config, amiss: list[str], hub: list[str]) -> None:
+    """Add what is missing of GLUE and of the text."""
     glue_from_hub = config.data.tasks and source_kind(config.data.glue) == "hub"
     if glue_from_hub and not in_hub_cache("datasets", HUB_DATASET, config.data.revision):
         hub.append(f"GLUE {HUB_DATASET} (data.glue)")
     if source_kind(config.data.glue) == "folder":
         for task in config.data.tasks:
-            _collect(missing, "data.glue", lambda t=task: glue_inputs(config.data.glue, t, HashMemo.names_only()))
+            _collect(amiss, "data.glue", lambda t=task: glue_inputs(config.data.glue, t, HashMemo.names_only()))
     if needs_corpus(config):
-        for text in (*config.corpus.text, *([config.corpus.heldout] if config.corpus.heldout else [])):
+        for text in config.corpus.text:
             one = replace(config.corpus, text=(text,), heldout="")
-            _collect(missing, "corpus.text", lambda c=one: text_inputs(c, HashMemo.names_only()))
+            _collect(amiss, "corpus.text", lambda c=one: text_inputs(c, HashMemo.names_only()))
+        heldout = replace(config.corpus, text=())
+        _collect(amiss, "corpus.heldout", lambda: text_inputs(heldout, HashMemo.names_only()))
         for text in config.corpus.text:
             name = text.removeprefix("hub:").partition("@")[0].partition(":")[0]
             if text.startswith("hub:") and not in_hub_cache("datasets", name, ""):
                 hub.append(f"text {name} (corpus.text)")
-    unreachable = bool(hub) and not hub_reachable()
-    if unreachable:
-        missing.append(", ".join(hub) + ": neither in the hub's cache nor can the hub be reached")
-    if missing:
-        message = f"config {config.name}: missing: " + "; ".join(missing)
-        raise UserError(f"{message}\n{WAYS_OUT}" if unreachable else message)
 
 
-def _collect(missing: list[str], where: str, look: object) -> None:
+def check_teacher(config: Config, teacher: Mapping[str, Any]) -> None:
+    """Raise UserError where a teacher's config.json is at odds with the settings: sequence_length, students' layers."""
+    longest, layers = longest_sequence(teacher), size_of(teacher, "layers")
+    wanted = config.corpus.sequence_length
+    if needs_corpus(config) and longest is not None and wanted > longest:
+        raise UserError(
+            f"corpus.sequence_length: {wanted} is above the teacher's {longest} positions; set at most that"
+        )
+    for student in config.students:
+        deepest = max(student.layers) + 1 if len(student.layers) > 1 else max(student.layers, default=0)
+        if layers is not None and deepest > layers:
+            raise UserError(
+                f"students.{student.name}.layers: {list(student.layers)} of a teacher that has {layers} layers; "
+                + (f"they count from 0 to {layers - 1}" if len(student.layers) > 1 else f"give at most {layers}")
+            )
+
+
+def _collect(amiss: list[str], where: str, look: Callable[[], Any]) -> bool:
+    """Look; where that raises, add what is amiss, once. Returns whether all is well."""
     try:
-        look()  # type: ignore[operator]
-    except UserError as error:
-        text = str(error)
-        line = text if text.startswith(where) else f"{where}: {text}"
-        if line not in missing:
-            missing.append(line)
+        look()
+        return True
+    except (UserError, OSError) as error:
+        text = str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
+        line = text if not where or text.startswith(where) else f"{where}: {text}"
+        if line not in amiss:
+            amiss.append(line)
+        return False

@@ -7,11 +7,16 @@ path and what would be right, with a near miss where one is close.
 import difflib
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from typing import Any
 
 from glue_bench.errors import ConfigError
+
+LARGEST_INT = 2**63 - 1  # torch takes no larger seed
+LONGEST_SHOWN = 100
+NO_TEXT = ("Cc", "Cs")  # control characters, and bytes that were no UTF-8
 
 
 def setting(default: Any, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None,
@@ -45,7 +50,7 @@ def build(cls: type, raw: Any, source: str, path: str) -> Any:
     """Build `cls` from a mapping; `source` and `path` open every message. Raises ConfigError."""
     where = f"{source}: {path}" if path else source
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: expected a table, got {raw!r}")
+        raise ConfigError(f"{where}: expected a table, got {_shown(raw)}")
     known = {f.name: f for f in fields(cls)}
     hints = typing.get_type_hints(cls)
     values = {}
@@ -70,17 +75,21 @@ def _value(hint: Any, value: Any, metadata: Mapping[str, Any], source: str, path
         return tuple(_value(item, one, metadata, source, f"{path}[{i}]") for i, one in enumerate(items))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{source}: {path}: expected a table, got {value!r}")
+            raise ConfigError(f"{source}: {path}: expected a table, got {_shown(value)}")
         item = typing.get_args(hint)[1]
         return {
             str(k): one if item is Any else _value(item, one, {}, source, f"{path}.{k}") for k, one in value.items()
         }
     if is_dataclass(hint):
         return build(hint, value, source, path)  # type: ignore[arg-type]
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise ConfigError(f"{source}: {path}: a number of {value.bit_length()} bits; the most allowed is {LARGEST_INT}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is not Any and type(value) is not hint:
-        raise ConfigError(f"{source}: {path}: expected {_kind(hint)}, got {value!r}")
+        raise ConfigError(f"{source}: {path}: expected {_kind(hint)}, got {_shown(value)}")
+    if isinstance(value, str) and any(unicodedata.category(one) in NO_TEXT for one in value):
+        raise ConfigError(f"{source}: {path}: {_shown(value)} holds control characters or is not UTF-8; leave them out")
     _check_range(value, metadata, source, path)
     return value
 
@@ -89,10 +98,19 @@ def _kind(hint: Any) -> str:
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 
+def _shown(value: Any) -> str:
+    """A value as an error message shows it: whatever it is, in one line of bounded length."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def _check_range(value: Any, metadata: Mapping[str, Any], source: str, path: str) -> None:
     choices = metadata.get("choices") or ()
     if choices and value not in choices:
-        raise ConfigError(f"{source}: {path}: {value!r} is not one of {', '.join(choices)}")
+        raise ConfigError(f"{source}: {path}: {_shown(value)} is not one of {', '.join(choices)}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     low, above, high = metadata.get("low"), metadata.get("above"), metadata.get("high")

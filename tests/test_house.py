@@ -15,8 +15,8 @@ SOURCES = sorted(
 )
 STAGES = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report", "check")
 # Each may import only what stands before it; with inner packages last.
-ORDER = ("errors", "tasks", "records", "typed", "config_checks", "config", "sources", "store", "inputs", "machine")
-ORDER += ("plan", "preflight", "pipeline", "executors", "estimate", "cli", "__main__")
+ORDER = ("errors", "model_folder", "tasks", "records", "typed", "config_checks", "config", "sources", "store", "inputs")
+ORDER += ("machine", "plan", "preflight", "pipeline", "executors", "estimate", "cli", "__main__")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "manager", "misc"}
 
 

@@ -146,7 +146,7 @@ def _from_parquet(files: tuple[Path, ...], row: Task) -> pa.Table:
         try:
             names = pq.read_schema(path).names
             parts.append(pq.read_table(path, columns=[name for name in wanted if name in names], partitioning=None))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from None
     try:
         return pa.concat_tables(parts)

@@ -22,6 +22,7 @@ LONGEST_PARAGRAPH = 1 << 20  # characters; a longer line is cut at a space
 # times, a decompression bomb 1,000 times and up.
 LARGEST_UNCHECKED = 1 << 30
 LARGEST_RATIO = 200
+PARQUET_ROWS = 64  # rows read at once
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -73,9 +74,8 @@ def _documents(texts: Iterator[str]) -> Iterator[str]:
 
 def _file_lines(path: Path) -> Iterator[str]:
     try:
-        size = path.stat().st_size
         compression = COMPRESSION.get(path.suffix)
-        limit = max(LARGEST_UNCHECKED, LARGEST_RATIO * size) if compression else 0
+        limit = _largest(path) if compression else 0
         with pa.input_stream(str(path), compression=compression) as stream:
             yield from _lines(stream, path, limit)
     except OSError as error:
@@ -119,13 +119,29 @@ def _parquet_rows(path: Path) -> Iterator[str]:
         file = pq.ParquetFile(path)
         if "text" not in file.schema_arrow.names:
             raise UserError(f"{path}: has no column text; its columns are {', '.join(file.schema_arrow.names)}")
+        made = file.metadata
+        chunks = (made.row_group(i).column(j) for i in range(made.num_row_groups) for j in range(made.num_columns))
+        _check_growth(path, sum(one.total_uncompressed_size for one in chunks if one.path_in_schema == "text"))
         kind = file.schema_arrow.field("text").type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(f"{path}: the column text holds {kind}, not strings")
-        for batch in file.iter_batches(batch_size=256, columns=["text"]):
+        total = 0
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=["text"]):
+            total += batch.nbytes
+            _check_growth(path, total)  # a dictionary says once what the rows repeat
             yield from (text for text in batch.column(0).to_pylist() if text)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as parquet: {error}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
+
+
+def _check_growth(path: Path, size: int) -> None:
+    if size > _largest(path):
+        raise UserError(f"{path}: grows beyond {_largest(path):,} bytes when uncompressed; save it as plain text")
+
+
+def _largest(path: Path) -> int:
+    """The bytes to which a compressed file may grow."""
+    return max(LARGEST_UNCHECKED, LARGEST_RATIO * path.stat().st_size)
 
 
 def _hub_rows(location: str) -> Iterator[str]:

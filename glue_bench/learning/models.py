@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from glue_bench.errors import UserError
+from glue_bench.model_folder import check_tokenizer_files, check_weight_files, model_config
 from glue_bench.records import Size
 from glue_bench.tasks import Task
 
@@ -41,22 +41,26 @@ LEAST_VOCABULARY = 0.9
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. Raises UserError where there is none or it does not match config.json."""
-    config = _config(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")):
-        raise UserError(
-            f"{folder}: no tokenizer (tokenizer.json or vocab.txt); copy it from where the weights are from"
-        )
+    config = config_of(folder)
+    check_tokenizer_files(folder)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(f"{folder}: the tokenizer cannot be read: {_one_line(error)}") from None
-    if tokenizer.is_fast:  # sentence-transformers leaves its own limit of 128 tokens in tokenizer.json
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    words, rows = len(tokenizer), config.vocab_size
-    if not LEAST_VOCABULARY * rows <= words <= rows:
-        raise UserError(f"{folder}: the tokenizer has {words} words, the model {rows}; they are not of one model")
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{folder}: its {type(tokenizer).__name__} has no fast form; add a tokenizer.json to the folder"
+        )
+    # sentence-transformers leaves its own limit of 128 tokens in tokenizer.json
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    rows = getattr(config, "vocab_size", None)
+    if not isinstance(rows, int):
+        raise UserError(f"{folder}: a model of the type {config.model_type} has no vocabulary; give a text encoder")
+    words = tokenizer.get_vocab()
+    if not LEAST_VOCABULARY * rows <= len(words) <= rows or max(words.values()) >= rows:
+        raise UserError(f"{folder}: the tokenizer has {len(words)} words, the model {rows}; they are not of one model")
     return tokenizer
 
 
@@ -101,7 +105,7 @@ def load_finetuned(folder: Path, task: Task) -> tuple[PreTrainedModel, tuple[int
 
     Raises UserError where it has no trained head, another number of classes, or classes of other names.
     """
-    config = _config(folder)
+    config = config_of(folder)
     columns = label_permutation(config.id2label, task)
     model, missing = _load(AutoModelForSequenceClassification, folder, 0, {})
     _refuse_missing(folder, missing)
@@ -186,7 +190,7 @@ def count_parameters(model: Path | PretrainedConfig | PreTrainedModel) -> Size:
     66,362,880 for DistilBERT); `parameters` are those of its classifier with two outputs; `without_embeddings` leaves
     out the embedding tables; `bytes` is the bare encoder's safetensors file in fp32. Raises UserError for a bad folder.
     """
-    config = copy.deepcopy(_config(model) if isinstance(model, Path) else getattr(model, "config", model))
+    config = copy.deepcopy(config_of(model) if isinstance(model, Path) else getattr(model, "config", model))
     config.num_labels = 2
     with torch.device("meta"), quiet():
         encoder = AutoModel.from_config(config)
@@ -215,14 +219,8 @@ def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _load(auto: Any, folder: Path, seed: int, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     """A model in eval mode and the names of its tensors that the weights lack. Raises UserError for a bad folder."""
-    _config(folder)
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("pytorch_model*.bin")):
-            raise UserError(
-                f"{folder}: only pytorch_model.bin, a pickle, which is not read; convert it: load it once with "
-                "from_pretrained where you trust it, then save_pretrained, which writes model.safetensors"
-            )
-        raise UserError(f"{folder}: no weights (model.safetensors)")
+    config_of(folder)
+    check_weight_files(folder)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -234,7 +232,9 @@ def _load(auto: Any, folder: Path, seed: int, settings: Mapping[str, Any]) -> tu
                 **_LOCAL,
                 **settings,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers, safetensors and a family's own code all raise here, of many kinds
         raise UserError(f"{folder}: the weights cannot be read: {_one_line(error)}") from None
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -249,13 +249,14 @@ def _refuse_missing(folder: Path, missing: Sequence[str]) -> None:
         )
 
 
-def _config(folder: Path) -> PretrainedConfig:
-    """A folder's config.json. Raises UserError where it is missing or of no known model."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json; a folder as save_pretrained leaves it is needed")
+def config_of(folder: Path) -> PretrainedConfig:
+    """A folder's config.json. Raises UserError where it is missing, damaged or of no known model."""
+    raw = model_config(folder)
+    if "auto_map" in raw and not raw.get("model_type"):
+        raise UserError(f"{folder / 'config.json'}: its model is remote code, which is never run; give a known family")
     try:
         return AutoConfig.from_pretrained(folder, **_LOCAL)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a family's own code checks the values, in its own ways
         raise UserError(f"{folder / 'config.json'}: {_one_line(error)}") from None
 
 

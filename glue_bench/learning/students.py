@@ -5,13 +5,16 @@ Source: Sanh et al. 2019, section 3 ("Student initialization"), and the authors'
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, DistilBertConfig, PreTrainedModel
 
 from glue_bench.errors import UserError
-from glue_bench.learning.families import encoder_layers, family_of
+from glue_bench.learning.families import encoder_layers, family_of, mlm_head
+from glue_bench.learning.models import config_of, quiet
 
 # Below a layer of BERT -> below a layer of DistilBERT.
 _LAYER_NAMES = {
@@ -59,6 +62,34 @@ def check_layers(teacher_layers: int, layers: Sequence[int]) -> None:
             raise UserError(f"layers[{i}]: no layer {layer}; the teacher's are 0 to {teacher_layers - 1}")
         if layer in layers[:i]:
             raise UserError(f"layers[{i}]: layer {layer} stands twice")
+
+
+def check_student(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise UserError where this teacher cannot be distilled as config.Distill says: built without memory or weights.
+
+    folder: the teacher's. settings: those of the distill step.
+    """
+    with torch.device("meta"), quiet(), torch.random.fork_rng(devices=[]):
+        teacher = AutoModelForMaskedLM.from_config(config_of(folder))
+        _, student = student_of(teacher, settings)
+        mlm_head(student)
+        if settings["freeze_positions"]:
+            freeze_positions(student)
+
+
+def student_of(teacher: PreTrainedModel, settings: Mapping[str, Any]) -> tuple[tuple[int, ...], PreTrainedModel]:
+    """The teacher's layers that a distill step takes, and the student built of them (build_student)."""
+    layers = chosen_layers(len(encoder_layers(teacher)), settings["layers"])
+    student = build_student(
+        teacher,
+        layers,
+        family=settings["family"],
+        fold_token_types=settings["fold_token_types"],
+        copy_head_transform=settings["copy_head_transform"],
+        random_init=settings["initialisation"] == "random",
+        seed=settings["seed"],
+    )
+    return layers, student
 
 
 def build_student(

@@ -16,6 +16,7 @@ from glue_bench.errors import StepError, UserError
 from glue_bench.inputs import Input
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, new_bert
 from glue_bench.learning.saving import save_model
+from glue_bench.model_folder import check_model_folder
 from glue_bench.plan import Step
 from glue_bench.sources import HUB_DATASET, available_splits
 from glue_bench.store import Store, atomic_folder, sha256_file, write_atomic
@@ -154,7 +155,11 @@ def _new_model(shape: Mapping[str, Any], folder: Path) -> None:
 
 
 def _copy(files: Mapping[str, Input], source: Path, folder: Path) -> None:
-    """Copy config, safetensors and tokenizer files byte by byte. Raises StepError where one has changed."""
+    """Copy config, safetensors and tokenizer files byte by byte.
+
+    Raises UserError where they make no model, StepError where one has changed.
+    """
+    check_model_folder(source)
     with atomic_folder(folder) as temporary:
         for name, one in files.items():
             if not (name.endswith(WEIGHT_ENDINGS) or name in MODEL_FILES or name in TOKENIZER_FILES):
@@ -162,11 +167,6 @@ def _copy(files: Mapping[str, Input], source: Path, folder: Path) -> None:
             shutil.copyfile(one.location, temporary / name)
             if one.identity and f"sha256:{sha256_file(temporary / name)}" != one.identity:
                 raise StepError(f"{one.location}: changed while it was read; run the same command again")
-        if not any(temporary.glob("*.safetensors")) and any(source.glob("pytorch_model*.bin")):
-            raise UserError(
-                f"{source}: has only pytorch_model.bin, a pickle, which is never read; convert it: load it once with "
-                "from_pretrained where you trust it, then save_pretrained, which writes model.safetensors"
-            )
 
 
 def _download(location: str) -> tuple[Path, str]:
