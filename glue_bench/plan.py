@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from glue_bench.config import Config, Student, distill_settings, plain, task_settings
-from glue_bench.inputs import Input, glue_inputs, text_inputs, text_kinds, weights_inputs, weights_kind
+from glue_bench.inputs import (
+    Input,
+    checkpoint_inputs,
+    glue_inputs,
+    text_inputs,
+    text_kinds,
+    weights_inputs,
+    weights_kind,
+)
 from glue_bench.machine import Facts
 from glue_bench.sources import available_splits, source_kind
 
