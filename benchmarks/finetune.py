@@ -5,8 +5,11 @@
 The peer is the Trainer as transformers' run_glue.py configures it: padded to 128, fp32, its defaults for everything
 else (evaluation in batches of 8). Ours is what the stage `finetune` runs, in the precision it would choose here. The
 two take turns, seed by seed. Neither's time contains tokenisation or loading. Needs accelerate (the extra `bench`).
-Prints a table and, as its last line, one JSON object: task -> examples/s, scores (means over seeds, and each seed's)
-and ratios.
+Prints a table and, as its last line, one JSON object: task -> examples/s, scores (means over seeds, each seed's, their
+standard deviations, and Welch's p-value that the means differ) and ratios. Full MRPC and CoLA take the peer hours on
+two cores without AMX; under 20 minutes there:
+
+    python benchmarks/finetune.py --glue ../shared/glue --train-rows 640 --epochs 2 --batch-size 16 --learning-rate 1e-4
 """
 
 import argparse
@@ -15,9 +18,10 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, disable_progress_bars
+from scipy.stats import ttest_ind
 from tabulate import tabulate
 from transformers import (
     AutoModelForSequenceClassification,
@@ -44,6 +49,7 @@ from glue_bench.data.glue import cap_rows, read_split
 from glue_bench.data.predictions import decide
 from glue_bench.inputs import weights_folder
 from glue_bench.learning.classify import Recipe, longest_input, predict, train
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import headline, score
 from glue_bench.learning.models import load_classifier, load_tokenizer, quiet, set_dropout
 from glue_bench.machine import cpu_name, facts, torch_device, use_threads
@@ -128,10 +134,11 @@ def ours(
         seed=seed,
         precision=precision,
     )
-    training = train(model, encoded["train"], tables["train"]["label"].to_numpy(), recipe, None, task.name)
-    started = time.perf_counter()
-    logits = predict(model, encoded["dev"], precision)
-    eval_s = time.perf_counter() - started
+    with kept_heap():
+        training = train(model, encoded["train"], tables["train"]["label"].to_numpy(), recipe, None, task.name)
+        started = time.perf_counter()
+        logits = predict(model, encoded["dev"], precision)
+        eval_s = time.perf_counter() - started
     return Measured(training.seconds, eval_s, _headline(task, decide(logits, task.is_regression), tables["dev"]))
 
 
@@ -164,10 +171,29 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
         "ours_score": round(fmean(one.score for one in mine), 4),
         "train_ratio": round(rates["ours_train"] / rates["peer_train"], 2),
         "eval_ratio": round(rates["ours_eval"] / rates["peer_eval"], 2),
+        **agreement([one.score for one in theirs], [one.score for one in mine]),
         "peer_scores": [round(one.score, 4) for one in theirs],
         "ours_scores": [round(one.score, 4) for one in mine],
         "train_rows": tables["train"].num_rows,
         "dev_rows": predicted,
+    }
+
+
+def agreement(theirs: list[float], mine: list[float]) -> dict[str, Any]:
+    """Deviations over seeds, Welch's p-value that the means differ, and whether they are within noise (p >= 0.05).
+
+    With one seed there is no deviation and no verdict (None); scores that never vary agree only where they are equal.
+    """
+    if min(len(theirs), len(mine)) < 2:
+        return {"peer_deviation": None, "ours_deviation": None, "score_p_value": None, "within_noise": None}
+    spreads = stdev(theirs), stdev(mine)
+    warnings.simplefilter("ignore", RuntimeWarning)  # scores that hardly vary
+    p_value = float(ttest_ind(theirs, mine, equal_var=False).pvalue) if any(spreads) else float(theirs == mine)
+    return {
+        "peer_deviation": round(spreads[0], 4),
+        "ours_deviation": round(spreads[1], 4),
+        "score_p_value": round(p_value, 4),
+        "within_noise": p_value >= 0.05,
     }
 
 
@@ -203,7 +229,10 @@ def main() -> None:
         "ours_eval",
         "eval_ratio",
         "peer_score",
+        "peer_deviation",
         "ours_score",
+        "ours_deviation",
+        "within_noise",
     )
     rows = [[TASKS[name].title, *(one[key] for key in shown)] for name, one in results.items()]
     where = known.devices.get("cuda") if options.device != "cpu" and "cuda" in known.devices else cpu_name()

@@ -47,6 +47,9 @@ class Corpus:
     heldout_fraction: float = setting(0.02, "share of the text held out where no file is given", above=0, high=0.5)
     heldout_tokens: int = setting(40_000, "tokens on which the held-out loss is measured", low=1)
     documents: int = setting(20_000, "documents to generate where text is embedded", low=100)
+    max_hub_tokens: int = setting(
+        0, "tokens read from the hub's texts, all together, before they are left; 0: everything", low=0
+    )
     sequence_length: int = setting(128, "tokens per sequence, special ones included", low=8, high=512)
     batches: str = setting(
         "packed", "packed: no padding; by_length: a document a sequence", choices=("packed", "by_length")
@@ -148,7 +151,9 @@ class TaskTraining:
     weight_decay: float = setting(0.0, "AdamW", low=0)
     max_grad_norm: float = setting(1.0, "gradient norm is clipped here", above=0)
     max_length: int = setting(128, "tokens; longer pairs are cut longest first, and counted", low=8, high=512)
-    dropout: float = setting(0.1, "in training mode", low=0, high=0.9)
+    dropout: float = setting(
+        0.1, "in training mode, everywhere (the head of DistilBERT has 0.2 by itself)", low=0, high=0.9
+    )
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one fine-tuning each; the paper takes the median of 5", low=0)
 
 
@@ -206,7 +211,7 @@ class Machine:
     precision: str = setting(
         "auto", "of training; auto: bf16 on CUDA and on CPUs with AMX, else fp32", choices=("auto", "fp32", "bf16")
     )
-    threads: int = setting(0, "CPU threads; 0: all cores", low=0, high=1024)
+    threads: int = setting(0, "CPU threads, which torchrun's processes share; 0: all cores", low=0, high=1024)
     jobs_per_device: int = setting(
         1, "fine-tunings at once on one GPU, or on the CPU, whose threads they share", low=1, high=64
     )

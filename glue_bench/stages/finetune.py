@@ -2,6 +2,10 @@
 
 Three kinds of step: pre-trained weights are fine-tuned (from a fine-tuned teacher's soft targets too, where the row
 asks for it), a checkpoint that the user fine-tuned only predicts, and the majority row needs no model at all.
+
+A stated deviation: finetune.dropout holds for every dropout of every model, so that teacher and student differ in
+nothing but their weights. run_glue.py keeps what a checkpoint's config says, which differs for DistilBERT alone: 0.2
+before its last layer (seq_classif_dropout), 0.1 elsewhere.
 """
 
 import hashlib

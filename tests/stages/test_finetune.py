@@ -24,12 +24,13 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from glue_bench.config import TaskTraining
+from glue_bench.config import TaskTraining, config_from
 from glue_bench.data.predictions import read_predictions, read_train_logits
 from glue_bench.errors import StepError, UserError
-from glue_bench.inputs import Input
+from glue_bench.inputs import HashMemo, Input
 from glue_bench.learning.metrics import score
-from glue_bench.plan import Step
+from glue_bench.machine import Facts
+from glue_bench.plan import Step, plan
 from glue_bench.stages import finetune
 from glue_bench.store import Store
 from glue_bench.tasks import TASKS
@@ -249,6 +250,27 @@ def test_a_users_checkpoint_with_other_label_order_scores_right(store: Store) ->
     assert result["training"]["steps"] == 0
     with pytest.raises(UserError, match="no config.json"):
         finetune.run(Step(one.name, settings, (), {}), store, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        (
+            "org/a-model-of-the-hub",
+            "no such folder; for a hub id: hf download org/a-model-of-the-hub --local-dir FOLDER",
+        ),
+        ("", "empty: no such folder"),
+        ("{folder}", "holds no config.json; give the folder that save_pretrained wrote"),
+        ("{folder}/none", "no such folder"),
+    ],
+)
+def test_a_checkpoint_that_is_no_folder_is_refused_before_any_step(
+    tmp_path: Path, checkpoint: str, message: str
+) -> None:
+    row = {"name": "theirs", "finetuned": {"rte": checkpoint.format(folder=tmp_path)}}
+    config = config_from({"name": "x", "students": [row]}, "x.toml")
+    with pytest.raises(UserError, match=message):
+        plan(config, Facts(1, "fp32", {"cpu": "a processor"}, 1), HashMemo(None))
 
 
 def test_soft_targets_teach_what_the_labels_do_not_say(store: Store) -> None:
