@@ -28,6 +28,7 @@ from glue_bench.sources import available_splits, source_kind
 # Raised when a stage's results would differ from those of an earlier version with the same settings.
 STAGE_VERSIONS = {"prepare": 1, "pretrain": 1, "distill": 1, "finetune": 1, "benchmark": 1, "report": 1, "check": 1}
 STAGES = tuple(STAGE_VERSIONS)
+TEXT_SETTINGS = ("text", "heldout", "documents", "max_hub_tokens")  # of [corpus]: inputs, or of one kind of text only
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,12 @@ def _prepare(config: Config, memo: Any) -> list[Step]:
         if student.weights:
             steps.append(_weights(student.name, student.weights, student.revision, {}, memo))
     if needs_corpus(config):
-        settings = {k: v for k, v in plain(config.corpus).items() if k not in ("text", "heldout", "documents")}
+        settings = {k: v for k, v in plain(config.corpus).items() if k not in TEXT_SETTINGS}
         settings["kinds"] = list(text_kinds(config.corpus))
         if "embedded" in settings["kinds"]:
             settings["documents"] = config.corpus.documents
+        if "hub" in settings["kinds"] and config.corpus.max_hub_tokens:
+            settings["max_hub_tokens"] = config.corpus.max_hub_tokens
         tokenizer = f"prepare/weights/{teacher.name}"
         steps.append(Step("prepare/corpus", settings, (tokenizer,), text_inputs(config.corpus, memo)))
     return steps

@@ -79,6 +79,7 @@ def test_no_setting_is_missing_from_the_fingerprints() -> None:
     without_effect |= {"machine.threads", "machine.precision"}  # they act through Facts
     without_effect |= {"pretrain.checkpoint_every", "distill.checkpoint_every"}  # when, not what
     without_effect |= {"finetune.temperature", "finetune.keep_weights", "corpus.heldout", "name"}
+    without_effect |= {"corpus.max_hub_tokens"}  # without a text of the hub
     base_raw = plain(load_config("quick"))
     base = marks(base_raw)
     for section, values in base_raw.items():
@@ -128,6 +129,22 @@ def test_paths_stay_out_of_fingerprints(tmp_path) -> None:
     assert texts[0] == texts[1]
     (tmp_path / "b" / "text.txt").write_text("other words now", encoding="utf-8")
     assert marks(assignments=(f"corpus.text={tmp_path / 'b' / 'text.txt'}",)) != texts[0]
+
+
+def test_a_cap_on_hub_text_leaves_other_text_alone(tmp_path) -> None:
+    """minilm.toml caps Wikipedia; the same config with a file keeps the fingerprints it had before there was a cap."""
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    for text, counts in (("embedded", False), (str(tmp_path / "text.txt"), False), ("hub:a/b@1f", True)):
+        assignments = (f"corpus.text={text}",)
+        capped = marks(assignments=(*assignments, "corpus.max_hub_tokens=5"))
+        assert (capped["prepare/corpus"] != marks(assignments=assignments)["prepare/corpus"]) == counts
+    config = load_config("quick", ("corpus.text=hub:a/b@1f",))
+    (corpus,) = [step for step in plan(config, FACTS, HashMemo(None)) if step.name == "prepare/corpus"]
+    assert "max_hub_tokens" not in corpus.settings
+    for name in ("minilm", "ablation"):
+        config = load_config(name)
+        trained = max(config.distill.tokens, config.pretrain.tokens)
+        assert config.corpus.max_hub_tokens * (1 - config.corpus.heldout_fraction) > trained, "nothing is seen twice"
 
 
 def test_stage_is_the_first_part_of_the_name() -> None:
