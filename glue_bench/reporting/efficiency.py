@@ -96,8 +96,9 @@ def paired_ratio(teacher: np.ndarray, student: np.ndarray, *, resamples: int, se
     """Speed-up from seconds of turns (passes, turns): those in the same place are the same calls, one after the other.
 
     A turn's ratio does not feel what slowed both (clocks, a neighbour's load); the median over passes leaves out what
-    hit one of the two. Turns have different inputs, so their medians are averaged by the student's time in them, which
-    makes the value the ratio of two whole passes. The 95 % interval resamples passes.
+    hit one of the two. With a load of eight on two cores values from four passes spread by 2.6 % so, ratios of median
+    passes by 4.3 %, of fastest passes by 11 %. Turns have different inputs, so their medians are averaged by the
+    student's time in them: the value is then the ratio of two whole passes. The 95 % interval resamples passes.
     """
     ratios = teacher / student
     weights = np.median(student, axis=0) / np.median(student, axis=0).sum()

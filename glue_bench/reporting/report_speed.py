@@ -98,10 +98,15 @@ def quantised_section(analysis: Analysis) -> str:
         "model", "task", "fp32", "int8", "int8 keeps of its fp32, % [95 %]", "of the teacher in fp32, % [95 %]",
         "largest logit difference", "int8, MB", "fp32 export, MB",
     ]  # fmt: skip
+    settings = [record["settings"] for record in analysis.run.records.values()]
+    machines = {one["machine"] for one in settings if "machine" in one and "models" not in one}  # of benchmark/int8
+    precisions = {one["precision"] for one in settings if "task" in one and "precision" in one} - {"fp32"}
+    predicted = f" (predicted in {', '.join(sorted(precisions))})" if precisions else ""
+    where = markdown_text(", ".join(sorted(machines)) or "no machine yet")
     text = (
         "ONNX Runtime's dynamic quantisation of one fine-tuning, the median seed's; fp32 is that same fine-tuning as "
-        "it was scored above, the teacher's is its own median seed. One example at a time, dev sets. Integer products "
-        "may saturate on CPUs without VNNI, so that another machine can score otherwise.\n\n"
+        f"it was scored above{predicted}, the teacher's is its own median seed. Dev sets, one example at a time, on "
+        f"{where}. Integer products may saturate on CPUs without VNNI, so that another machine can score otherwise.\n\n"
     )
     table = markdown_table(headers, rows, left=2)
     return text + table + ("\n" + "\n".join(reasons) + "\n" if reasons else "")

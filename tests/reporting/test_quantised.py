@@ -74,6 +74,7 @@ def test_the_report_has_a_table_of_its_own() -> None:
     lines = [line for line in section.splitlines() if line.startswith("| distil-2")]
     assert [line.split("|")[2].strip() for line in lines] == ["RTE", "MNLI", "**macro over 2 tasks**"]
     rows = rows_of((int8_run().root / "quantised.csv").read_text())
+    assert "one example at a time, on a processor, 2 cores." in section and "predicted in" not in section
     rte = next(line for line in lines if "| RTE " in line)
     assert f"{100 * float(rows['distil-2', 'rte']['score']):.1f}" in rte
     assert "1.0" in rte and "4.0" in rte and "0.25" in rte
