@@ -1,12 +1,14 @@
 """distill: the student nears its teacher and is saved as any model; an untrained teacher is refused."""
 
 import csv
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
 from glue_bench.errors import UserError
 from glue_bench.learning import loop
@@ -55,6 +57,26 @@ def test_all_layers_lose_nothing(walk: Callable) -> None:
     assert abs(float(row["cosine"])) < 1e-6
     assert abs(float(row["soft"])) < 1e-6
     assert float(row["mlm"]) > 1
+
+
+def test_a_roberta_teacher_gives_a_smaller_roberta(walk: Callable, tmp_path: Path) -> None:
+    """Released weights of another family, through the whole stage: same family, fewer layers, ready to load."""
+    source = walk("source")
+    source.do("prepare/weights/teacher")
+    folder = tmp_path / "released"
+    shutil.copytree(source.model("prepare/weights/teacher"), folder)
+    words = AutoTokenizer.from_pretrained(folder)
+    shape = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    ids = {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "type_vocab_size": 1}
+    RobertaForMaskedLM(RobertaConfig(max_position_embeddings=40, **shape, **ids)).save_pretrained(folder)
+    taught, distilled = {"epochs": 2, "learning_rate": 5e-3}, {"initialisation": "random", "learning_rate": 5e-3}
+    here = walk(teacher={"weights": str(folder)}, pretrain=taught, distill=distilled)
+    result = here.do(STEP)
+    assert (result["layers"], result["model_type"]) == ([0, 2], "roberta")
+    model = AutoModelForMaskedLM.from_pretrained(here.model(STEP))
+    assert (model.config.model_type, model.config.num_hidden_layers) == ("roberta", 2)
+    before, after = result["heldout"]["before"], result["heldout"]["after"]
+    assert after["kl_to_teacher"] < before["kl_to_teacher"]
 
 
 def test_without_budget_the_student_is_only_built(walk: Callable) -> None:
