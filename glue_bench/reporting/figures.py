@@ -20,7 +20,7 @@ DPI = 120
 WIDTH_IN = 8.0
 ROW_IN = 0.28  # of one bar or one student's line
 LONGEST_NAME = 32
-RETENTION_AXIS = (-10.0, 170.0)  # percent; wider intervals end in an arrow at the edge
+RETENTION_AXIS = (-10.0, 170.0)  # percent, at the widest; wider intervals end in an arrow at the edge
 PANEL_COLUMNS = 5
 FEW_STUDENTS = 3  # so many share one chart, told apart by their markers
 LINE_STYLES = ("-", "--", "-.", ":")
@@ -87,6 +87,7 @@ def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> Figure:
     lines = -(-len(panels) // columns)
     figure = _figure(1.9 * columns + 2.4, lines * (0.62 + ROW_IN * len(students)) + 0.4)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    edges = _retention_edges(panels)
     for place, axes in enumerate(grid.flat):
         if place >= len(panels):
             axes.set_axis_off()
@@ -94,10 +95,10 @@ def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> Figure:
         title = list(panels)[place]
         axes.set_title(title, fontsize=9, loc="left", parse_math=False)
         for row, student in enumerate(students):
-            _whisker(axes, row, panels[title].get(student, Interval(None)), "o", True)
+            _whisker(axes, row, panels[title].get(student, Interval(None)), "o", True, edges)
         axes.set_yticks(range(len(students)), labels=[short(one) for one in students], fontsize=8, parse_math=False)
         axes.set_ylim(len(students) - 0.4, -0.6)
-        _retention_axis(axes, labelled=place + columns >= len(panels))
+        _retention_axis(axes, edges, labelled=place + columns >= len(panels))
     return figure
 
 
@@ -105,16 +106,17 @@ def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Se
     step = len(students) + 0.6  # rows of one task and a gap
     figure = _figure(WIDTH_IN, 1.2 + ROW_IN * step * len(panels))
     axes = figure.add_subplot()
+    edges = _retention_edges(panels)
     for group, rows in enumerate(panels.values()):
         for place, student in enumerate(students):
             number = place % len(MARKERS)
-            _whisker(axes, group * step + place, rows.get(student, Interval(None)), MARKERS[number], place == 0)
+            _whisker(axes, group * step + place, rows.get(student, Interval(None)), MARKERS[number], place == 0, edges)
         if group:
             axes.axhline(group * step - 0.8, color="0.9", linewidth=0.6)
     middles = [group * step + (len(students) - 1) / 2 for group in range(len(panels))]
     axes.set_yticks(middles, labels=list(panels), fontsize=9, parse_math=False)
     axes.set_ylim(step * len(panels) - 0.8, -0.8)
-    _retention_axis(axes, labelled=True)
+    _retention_axis(axes, edges, labelled=True)
     for place, student in enumerate(students):
         fill = "0.1" if place == 0 else "white"
         style = {"linestyle": "", "color": "0.1", "markerfacecolor": fill, "label": _label(student)}
@@ -123,9 +125,17 @@ def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Se
     return figure
 
 
-def _retention_axis(axes: Axes, *, labelled: bool) -> None:
+def _retention_edges(panels: Mapping[str, Mapping[str, Interval]]) -> tuple[float, float]:
+    """The axis in percent: 100 and every interval, with a margin, but never wider than RETENTION_AXIS."""
+    known = [one for rows in panels.values() for one in rows.values() if one.value is not None]
+    values = [100.0, *(100 * end for one in known for end in (one.value, one.low, one.high) if end is not None)]
+    margin = max(2.0, 0.08 * (max(values) - min(values)))
+    return max(RETENTION_AXIS[0], min(values) - margin), min(RETENTION_AXIS[1], max(values) + margin)
+
+
+def _retention_axis(axes: Axes, edges: tuple[float, float], *, labelled: bool) -> None:
     axes.axvline(100, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_xlim(*RETENTION_AXIS)
+    axes.set_xlim(*edges)
     axes.tick_params(axis="x", labelsize=8, labelbottom=labelled)
     if labelled:
         axes.set_xlabel("% of the teacher's score", fontsize=8)
@@ -181,10 +191,10 @@ def losses_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     return figure
 
 
-def _whisker(axes: Axes, row: float, interval: Interval, marker: str, filled: bool) -> None:
-    low_edge, high_edge = RETENTION_AXIS
+def _whisker(axes: Axes, row: float, interval: Interval, marker: str, filled: bool, edges: tuple[float, float]) -> None:
+    low_edge, high_edge = edges
     if interval.value is None:
-        axes.text(50, row, "undefined", fontsize=7, color="0.4", va="center", ha="center")
+        axes.text((low_edge + high_edge) / 2, row, "undefined", fontsize=7, color="0.4", va="center", ha="center")
         return
     value = 100 * interval.value
     if interval.low is not None and interval.high is not None:

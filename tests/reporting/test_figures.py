@@ -8,6 +8,7 @@ from matplotlib.text import Text
 
 from glue_bench.records import Interval
 from glue_bench.reporting.figures import (
+    RETENTION_AXIS,
     Curve,
     Point,
     losses_figure,
@@ -79,6 +80,14 @@ def test_parameters(count: int) -> None:
 @pytest.mark.parametrize("count", [2, 3, 4, 12])
 def test_retention(count: int) -> None:
     assert_legible(retention_figure({title: intervals(count) for title in TITLES}))
+
+
+def test_the_axis_of_retention_holds_every_interval_and_is_as_narrow_as_that_allows() -> None:
+    tight = {"macro": {"a": Interval(0.97, 0.95, 0.99), "b": Interval(None, reason="undefined")}}
+    low, high = retention_figure(tight).axes[0].get_xlim()
+    assert 90 < low < 95 and 100 < high < 105
+    wide = {"macro": {"a": Interval(0.95, -5.0, 7.0)}}
+    assert retention_figure(wide).axes[0].get_xlim() == RETENTION_AXIS
 
 
 @pytest.mark.slow
