@@ -7,7 +7,7 @@ token in training, 2 in inference) over a nominal rate of the machine: good to a
 from pathlib import Path
 
 from glue_bench.config import Config
-from glue_bench.inputs import HashMemo, in_hub_cache, weights_folder, weights_kind
+from glue_bench.inputs import HashMemo, in_hub_cache, text_kinds, weights_folder, weights_kind
 from glue_bench.machine import Facts, facts, has_fast_bf16
 from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
@@ -21,6 +21,11 @@ RATE_PER_CORE, RATE_PER_AMX_CORE, RATE_PER_GPU = 35e9, 300e9, 150e12
 TOKENS_PER_EXAMPLE = {"embedded": 20, "folder": 45, "hub": 45}
 EMBEDDED_ROWS = 2_000
 HUB_BYTES = {"weights": 440e6, "glue": 160e6, "text": 12e9}
+HUB_TOKENS = 3e9  # of a text on the hub, of which nothing is known: between a book corpus and English Wikipedia
+TOKENISED_PER_CORE = 400e3  # tokens a second (measured on a Zen 3 core: 440e3 to 490e3)
+# English text and BERT's vocabulary, measured on 10 MB; a compressed file is some 3.5 times smaller.
+BYTES_PER_TOKEN, COMPRESSED = 4.5, 3.5
+TOKENS_PER_DOCUMENT = 16  # of the embedded text
 
 
 def plan_table(config: Config, results: Path, run_name: str) -> str:
@@ -67,7 +72,8 @@ def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
     rate = RATE_PER_GPU if "cuda" in machine.devices else per_core * machine.threads
     parameters = encoder_parameters(config)
     if step.stage in ("pretrain", "distill"):
-        tokens = step.settings["tokens"] or 3e9 * step.settings["epochs"]
+        limits = [step.settings["tokens"], step.settings["epochs"] * text_tokens(config)]
+        tokens = min((limit for limit in limits if limit), default=0.0)
         return tokens * parameters * (6.0 if step.stage == "pretrain" else 5.0) / rate
     if step.stage == "finetune" and "epochs" in step.settings:
         task = TASKS[step.settings["task"]]
@@ -78,13 +84,31 @@ def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
         share = 0.5 if step.settings["weights"].startswith("distill/") else 1.0
         tokens = TOKENS_PER_EXAMPLE[kind] * (3.0 * rows * step.settings["epochs"] + dev)
         return 2.0 * tokens * parameters * share / rate
+    if step.name == "prepare/corpus":
+        return 2.0 + text_tokens(config) / (TOKENISED_PER_CORE * machine.threads)
     return 10.0 if step.stage == "benchmark" else 2.0
+
+
+def text_tokens(config: Config) -> float:
+    """Tokens of the text that pretrain and distill read once an epoch."""
+    hub = tokens = 0.0
+    for text, kind in zip(config.corpus.text, text_kinds(config.corpus), strict=True):
+        if kind == "hub":
+            hub += HUB_TOKENS
+        elif kind == "embedded":
+            tokens += config.corpus.documents * TOKENS_PER_DOCUMENT
+        else:
+            unpacked = 1.0 if text.endswith(".txt") else COMPRESSED
+            tokens += Path(text).expanduser().stat().st_size * unpacked / BYTES_PER_TOKEN
+    return tokens + min(hub, config.corpus.max_hub_tokens or hub)
 
 
 def guess_bytes(step: Step, config: Config) -> float:
     """A rough size of what a step leaves on disk."""
     if step.stage in ("pretrain", "distill") or step.name.startswith("prepare/weights"):
         return 6.0 * encoder_parameters(config)
+    if step.name == "prepare/corpus":
+        return 2.0 * text_tokens(config)  # two bytes a token in the cache
     return 1e6 if step.stage in ("prepare", "finetune", "report") else 1e4
 
 
@@ -99,7 +123,9 @@ def guess_download(step: Step, config: Config) -> str:
                 "" if in_hub_cache("datasets", HUB_DATASET, config.data.revision) else f"{HUB_DATASET}, part of ~160 MB"
             )
         if name.startswith("text-") and one.identity.startswith("hub:"):
-            return f"{one.location.removeprefix('hub:')}, ~{_size(HUB_BYTES['text'])}"
+            texts = text_kinds(config.corpus).count("hub")
+            share = min(1.0, (config.corpus.max_hub_tokens or HUB_TOKENS * texts) / (HUB_TOKENS * texts))
+            return f"{one.location.removeprefix('hub:')}, ~{_size(share * HUB_BYTES['text'])}"
     return ""
 
 

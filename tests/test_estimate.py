@@ -1,0 +1,54 @@
+"""The guesses of `plan`: text from the hub up to its cap, files by their size, the smaller of two budgets."""
+
+from pathlib import Path
+
+import pytest
+
+from glue_bench.config import Config, load_config
+from glue_bench.estimate import guess_bytes, guess_download, guess_seconds, text_tokens
+from glue_bench.inputs import HashMemo
+from glue_bench.machine import Facts
+from glue_bench.plan import Step, plan
+
+FACTS = Facts(threads=2, precision="fp32", devices={"cpu": "a processor"}, job_threads=2)
+
+
+def step_of(name: str, *assignments: str) -> tuple[Step, Config]:
+    """One step of quick with these changes."""
+    config = load_config("quick", assignments)
+    return next(one for one in plan(config, FACTS, HashMemo(None)) if one.name == name), config
+
+
+def test_capped_text_of_the_hub() -> None:
+    """A hundredth of the tokens: a hundredth of time, disk and download."""
+    hub = "corpus.text=hub:a/b@1f"
+    whole, config = step_of("prepare/corpus", hub)
+    part, capped = step_of("prepare/corpus", hub, "corpus.max_hub_tokens=30_000_000")
+    assert text_tokens(capped) == 3e7 == text_tokens(config) / 100
+    assert guess_seconds(part, capped, FACTS) - 2 == pytest.approx((guess_seconds(whole, config, FACTS) - 2) / 100)
+    assert guess_bytes(part, capped) == guess_bytes(whole, config) / 100 == 6e7
+    assert guess_download(whole, config) == "a/b@1f, ~12.0 GB"
+    assert guess_download(part, capped) == "a/b@1f, ~120.0 MB"
+
+
+def test_files_count_by_their_size(tmp_path: Path) -> None:
+    """A compressed one holds several times as much; a cap on the hub does not concern it."""
+    for name in ("a.txt", "b.txt.gz"):
+        (tmp_path / name).write_bytes(bytes(4500))
+    plain, packed = (
+        text_tokens(load_config("quick", (f"corpus.text={tmp_path / name}", "corpus.max_hub_tokens=1")))
+        for name in ("a.txt", "b.txt.gz")
+    )
+    assert (plain, packed) == (1000, 3500)
+
+
+def test_the_smaller_budget_is_guessed() -> None:
+    """tokens, epochs, or the smaller of both; neither is no training."""
+    times = {}
+    for tokens, epochs in ((900_000, 0.0), (0, 1.0), (900_000, 1.0), (900_000, 100.0)):
+        step, config = step_of("pretrain/teacher", f"pretrain.tokens={tokens}", f"pretrain.epochs={epochs}")
+        times[tokens, epochs] = guess_seconds(step, config, FACTS)
+    assert times[900_000, 1.0] == min(times[900_000, 0.0], times[0, 1.0])
+    assert times[900_000, 100.0] == times[900_000, 0.0] > 0
+    student, config = step_of("distill/distil-2", "distill.tokens=0")
+    assert guess_seconds(student, config, FACTS) == 0
