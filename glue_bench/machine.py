@@ -39,7 +39,7 @@ def facts(machine: Machine) -> Facts:
         precision = "bf16" if use_cuda or has_fast_bf16() else "fp32"
     devices = {"cpu": f"{cpu_name()}, {core_count()} cores"}
     if use_cuda:
-        devices["cuda"] = gpus[0]
+        devices["cuda"] = ", ".join(dict.fromkeys(gpus))  # one of each kind is timed
     threads = machine.threads or core_count()
     return Facts(threads, precision, devices, threads if use_cuda else max(1, threads // machine.jobs_per_device))
 

@@ -51,7 +51,7 @@ class Timing:
     """
 
     model: str
-    device: str  # cpu | cuda
+    device: str  # cpu | cuda; cuda:2 for the first GPU of another kind
     device_name: str
     backend: str  # eager | compile | onnx | onnx-int8
     precision: str  # fp32 | bf16 | fp16 | int8

@@ -6,6 +6,7 @@ on. All models, backends and precisions of one scenario are timed interleaved, s
 compared turn by turn.
 """
 
+import contextlib
 import math
 import tempfile
 import time
@@ -62,6 +63,15 @@ MEMORY_MEANS = (
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where models are timed: cpu, cuda, cuda:1 ..., and what it is called by its maker."""
+
+    label: str
+    name: str
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class Row:
     """One model on one backend in one precision: ready to be timed, or the reason why it is not."""
 
@@ -97,13 +107,28 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     if step.name == "benchmark/size":
         return {"sizes": {model: asdict(count_parameters(folder)) for model, folder in folders.items()}}
     machine.use_threads(step.settings["threads"])
-    with tempfile.TemporaryDirectory() as scratch:
-        return _time_all(step, store, folders, Path(scratch))
+    parts = []
+    for place in places(step.settings):
+        on_device = torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext()
+        with on_device, tempfile.TemporaryDirectory() as scratch:
+            parts.append(_time_all(step, store, folders, place, Path(scratch)))
+    several = {name: [one for part in parts for one in part[name]] for name in ("timings", "groups")}
+    return parts[0] | several
 
 
-def _time_all(step: Step, store: Store, folders: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
-    settings = step.settings
-    device = machine.torch_device(settings["device"])
+def places(settings: Mapping[str, Any]) -> list[Place]:
+    """The CPU, or one visible GPU of every kind: cuda is the first, cuda:3 the first of another kind."""
+    first = machine.torch_device(settings["device"])
+    if first.type != "cuda":
+        return [Place(settings["device"], settings["machine"], first)]
+    kinds: dict[str, int] = {}
+    for index in range(torch.cuda.device_count()):
+        kinds.setdefault(torch.cuda.get_device_name(index), index)
+    return [Place(f"cuda:{i}" if i else "cuda", name, torch.device("cuda", i)) for name, i in kinds.items()]
+
+
+def _time_all(step: Step, store: Store, folders: Mapping[str, Path], place: Place, scratch: Path) -> dict[str, Any]:
+    settings, device = step.settings, place.device
     tokenizer = load_tokenizer(next(iter(folders.values())))  # the teacher's, for all
     models = {
         name: load_classifier(folder, TASKS["stsb"], seed=settings["seed"]).to(device)
@@ -126,7 +151,7 @@ def _time_all(step: Step, store: Store, folders: Mapping[str, Path], scratch: Pa
     ]
     timings, groups = [], []
     for work in tqdm(works, desc=step.name, unit="scenario", disable=not machine.is_terminal()):
-        measured, group = _time_together(work, rows, device, settings)
+        measured, group = _time_together(work, rows, place, settings)
         timings += measured
         groups.append(group)
     return {
@@ -192,19 +217,20 @@ def _failed(row: Row, error: Exception) -> Row:
 
 
 def _time_together(
-    work: Work, rows: Sequence[Row], device: torch.device, settings: Mapping[str, Any]
+    work: Work, rows: Sequence[Row], place: Place, settings: Mapping[str, Any]
 ) -> tuple[list[Timing], dict[str, Any]]:
     """Warm up every row, measure its memory, then time all rows in turns. Returns timings and what is said of them."""
-    on_gpu = device.type == "cuda"
+    on_gpu = place.device.type == "cuda"
     watch = event_stopwatch(torch.cuda) if on_gpu else wall_stopwatch(time.perf_counter, lambda: None)
     limits = Limits(settings["min_passes"], settings["min_seconds"], settings["max_seconds"])
+    group: dict[str, Any] = {"device": place.label, "scenario": work.scenario, "batch_size": work.batch_size}
     calls: dict[str, list[Any]] = {}
     call_s: dict[str, float] = {}
     timings = {
         row.name: Timing(
             model=row.model,
-            device=device.type,
-            device_name=settings["machine"],
+            device=place.label,
+            device_name=place.name,
             backend=row.backend,
             precision=row.precision,
             scenario=work.scenario,
@@ -236,23 +262,16 @@ def _time_together(
             calls[row.name], call_s[row.name] = placed, seconds
             timings[row.name] = replace(timings[row.name], **memory)
         if not calls:
-            return list(timings.values()), {"scenario": work.scenario, "batch_size": work.batch_size, "order": []}
-        before = snapshot(device.type)
+            return list(timings.values()), group | {"order": []}
+        before = snapshot(place.label)
         measured = interleave(calls, min(call_s.values()), work.whole_pass, limits, watch, time.perf_counter)
-        meanwhile = between(before, snapshot(device.type))
+        meanwhile = between(before, snapshot(place.label))
     for name, one in measured.items():
         raw = {part: tuple(round(value, 9) for value in values) for part, values in vars(one).items()}
         timings[name] = replace(timings[name], **raw)
     passes = len(next(iter(measured.values())).pass_s)
-    group = {
-        "scenario": work.scenario,
-        "batch_size": work.batch_size,
-        "order": list(calls),
-        "passes": passes,
-        "stopped_by_max_seconds": passes < limits.min_passes,
-        **meanwhile,
-    }
-    return list(timings.values()), group
+    group |= {"order": list(calls), "passes": passes, "stopped_by_max_seconds": passes < limits.min_passes}
+    return list(timings.values()), group | meanwhile
 
 
 def _memory(ready: Ready, batch: Batch, on_gpu: bool) -> dict[str, float]:

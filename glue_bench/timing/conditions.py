@@ -26,10 +26,10 @@ class Snapshot:
 
 
 def snapshot(device: str) -> Snapshot:
-    """Read all counters; the GPU's only where `device` is cuda."""
-    return Snapshot(
-        time.perf_counter(), _machine_busy(), time.process_time(), _cpu_mhz(), _gpu() if device == "cuda" else None
-    )
+    """Read all counters; the GPU's only where `device` is cuda, or cuda:1 and so on."""
+    kind, _, index = device.partition(":")
+    gpu = _gpu(int(index or 0)) if kind == "cuda" else None
+    return Snapshot(time.perf_counter(), _machine_busy(), time.process_time(), _cpu_mhz(), gpu)
 
 
 def between(before: Snapshot, after: Snapshot) -> dict[str, Any]:
@@ -62,10 +62,11 @@ def _cpu_mhz() -> float | None:
     return round(frequency.current, 1) if frequency and frequency.current else None
 
 
-def _gpu() -> dict[str, float] | None:
-    """Clocks (MHz), temperature (degrees C) and power (W) of the first visible GPU, by nvidia-smi."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits", "-i", visible]
+def _gpu(index: int) -> dict[str, float] | None:
+    """Clocks (MHz), temperature (degrees C) and power (W) of the visible GPU of this number, by nvidia-smi."""
+    visible = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+    name = visible[index] if index < len(visible) else str(index)
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits", "-i", name]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
         values = answer.stdout.splitlines()[0].split(",")

@@ -236,6 +236,25 @@ def test_time_runs_out_after_one_pair_of_passes_and_the_record_says_so(store):
     assert result["groups"][0]["stopped_by_max_seconds"] is True
 
 
+def test_one_gpu_of_every_kind_is_timed(monkeypatch):
+    names = ["H100", "H100", "A10", "H100", "A10"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
+    found = [(one.label, one.name, one.device) for one in benchmark.places({"device": "cuda"})]
+    assert found == [("cuda", "H100", torch.device("cuda:0")), ("cuda:2", "A10", torch.device("cuda:2"))]
+
+
+def test_every_place_has_rows_of_its_own(store, monkeypatch):
+    cpu = torch.device("cpu")
+    two = [benchmark.Place("cpu", "a machine", cpu), benchmark.Place("cpu:1", "another", cpu)]
+    monkeypatch.setattr(benchmark, "places", lambda settings: two)
+    result = benchmark.run(step(), store, "cpu")
+    found = [(one.device, one.device_name, one.model) for one in timings_of(result)]
+    assert found == [(one.label, one.name, model) for one in two for model in MODELS]
+    assert [group["device"] for group in result["groups"]] == ["cpu", "cpu:1"]
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_timed_by_its_own_events(store):
     if not torch.cuda.is_available():

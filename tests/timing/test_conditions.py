@@ -34,6 +34,31 @@ def test_a_gpus_clocks_are_read_where_they_are_readable(monkeypatch):
     assert snapshot("cpu").gpu is None
 
 
+@pytest.mark.parametrize(
+    ("visible", "device", "asked"),
+    [
+        (None, "cuda", "0"),
+        (None, "cuda:2", "2"),
+        ("4,6", "cuda", "4"),
+        ("4, GPU-a1", "cuda:1", "GPU-a1"),
+        ("", "cuda", "0"),
+    ],
+)
+def test_the_clocks_of_the_gpu_that_is_timed_are_read(monkeypatch, visible, device, asked):
+    commands = []
+
+    def answer(command, **settings):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "1, 2, 3, 4\n", "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert snapshot(device).gpu["clocks.sm"] == 1.0
+    assert commands[0][-1] == asked
+
+
 @pytest.mark.parametrize("failure", [FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 20)])
 def test_what_cannot_be_read_is_null(monkeypatch, failure):
     def fail(*arguments, **settings):
