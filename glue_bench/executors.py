@@ -133,8 +133,9 @@ def _ray_cluster(ray: ModuleType, run: Run) -> Iterator[None]:
     """Within the block this process drives a Ray cluster: the one at RAY_ADDRESS, or one of its own on this machine.
 
     Its own has as many CPUs as the run has threads, keeps its files in a temporary folder that is removed, stays on
-    the loopback interface behind a token of its own, and sends no statistics. Ray takes SIGTERM and the process group
-    for itself: both are put back, or Ctrl-C would not come through where a script started this process.
+    the loopback interface behind a token of its own, and sends no statistics. Its processes end with this one, however
+    that ends. Ray takes SIGTERM for itself and, where the kernel does not end children with their parent, the process
+    group: both are put back, or Ctrl-C would not come through where a script started this process.
     """
     if ray.is_initialized():
         yield

@@ -27,7 +27,7 @@ from glue_bench.config import load_config
 from glue_bench.data.predictions import read_predictions
 from glue_bench.errors import ConfigError, StepError, UserError
 from glue_bench.executors import run_in_parallel
-from glue_bench.inputs import HashMemo
+from glue_bench.inputs import HashMemo, Input
 from glue_bench.machine import facts
 from glue_bench.pipeline import Run, Shard, run_steps, with_needs
 from glue_bench.plan import Step, plan
@@ -293,9 +293,17 @@ def test_gpus_are_shared_by_the_jobs(config_file: Path, tmp_path: Path) -> None:
     assert executors._ray_needs(Large, steps, automatic) == {"num_cpus": 0, "num_gpus": 0.5}
 
 
-def test_workers_find_relative_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glue_bench.inputs import Input
+def test_a_folder_that_the_workers_do_not_see_is_an_error(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the job sets it
+    steps, run = grid(config_file)
+    with pytest.raises(UserError, match="not there on .*; --executor ray needs --results on a folder that all"):
+        executors._ray_job(steps[-3], {}, run(tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
 
+
+def test_workers_find_relative_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({}), encoding="utf-8")
     inputs = {"config.json": Input("config.json", "sha256:1"), "glue": Input("hub", "hub:nyu-mll/glue")}
