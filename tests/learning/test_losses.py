@@ -304,6 +304,24 @@ def test_chunked_equals_the_definition(
 
 
 @pytest.mark.usefixtures("small_chunks")
+def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 attended positions of 19 words, chunks of 5: two buffers of 5 rows, for the student and for the teacher."""
+    made: list[tuple[int, int]] = []
+    original = decoder_loss._buffer
+
+    def buffer(rows: int, columns: int, *others: Any) -> Tensor:
+        made.append((rows, columns))
+        return original(rows, columns, *others)
+
+    monkeypatch.setattr(decoder_loss, "_buffer", buffer)
+    batch = random_batch(5, torch.float32)
+    counts = loss_positions(batch["labels"], batch["attention_mask"], ce_positions="attended").counts
+    run_chunked(batch, counts, "attended", WEIGHTS)
+    assert counts.soft == 16
+    assert made == [(5, 19), (5, 19)]
+
+
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
     "weights", [LossWeights(0.0, 2.0, 1.0), LossWeights(5.0, 0.0, 1.0), LossWeights(5.0, 2.0, 0.0)]
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaModel
 
 from glue_bench.errors import UserError
 from glue_bench.learning import loop
@@ -20,7 +20,7 @@ STEP = "distill/small"
 def test_student_nears_its_teacher(walk: Callable) -> None:
     """KL to the teacher and held-out loss fall from a random start; the folder loads as a DistilBERT."""
     here = walk(
-        corpus={"documents": 1500},
+        corpus={"documents": 600},
         pretrain={"epochs": 4, "learning_rate": 5e-3},
         distill={"epochs": 4, "learning_rate": 5e-3, "initialisation": "random"},
     )
@@ -60,7 +60,7 @@ def test_all_layers_lose_nothing(walk: Callable) -> None:
 
 
 def test_a_roberta_teacher_gives_a_smaller_roberta(walk: Callable, tmp_path: Path) -> None:
-    """Released weights of another family, through the whole stage: same family, fewer layers, ready to load."""
+    """Another family, released without an MLM head: pretrain gives it one, and then it can be distilled."""
     source = walk("source")
     source.do("prepare/weights/teacher")
     folder = tmp_path / "released"
@@ -68,10 +68,12 @@ def test_a_roberta_teacher_gives_a_smaller_roberta(walk: Callable, tmp_path: Pat
     words = AutoTokenizer.from_pretrained(folder)
     shape = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     ids = {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "type_vocab_size": 1}
-    RobertaForMaskedLM(RobertaConfig(max_position_embeddings=40, **shape, **ids)).save_pretrained(folder)
+    RobertaModel(RobertaConfig(max_position_embeddings=40, **shape, **ids)).save_pretrained(folder)
     taught, distilled = {"epochs": 2, "learning_rate": 5e-3}, {"initialisation": "random", "learning_rate": 5e-3}
     here = walk(teacher={"weights": str(folder)}, pretrain=taught, distill=distilled)
     result = here.do(STEP)
+    assert here.store.result("prepare/weights/teacher")["has_mlm_head"] is False
+    assert here.store.result("pretrain/teacher")["head_was_new"] is True
     assert (result["layers"], result["model_type"]) == ([0, 2], "roberta")
     model = AutoModelForMaskedLM.from_pretrained(here.model(STEP))
     assert (model.config.model_type, model.config.num_hidden_layers) == ("roberta", 2)
