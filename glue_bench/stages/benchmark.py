@@ -37,7 +37,7 @@ from glue_bench.timing.backends import (
     installed_versions,
     logits_of,
 )
-from glue_bench.timing.clock import Limits, event_stopwatch, interleave, wall_stopwatch, warm_up
+from glue_bench.timing.clock import Limits, event_stopwatch, interleave, new_garbage_only, wall_stopwatch, warm_up
 from glue_bench.timing.conditions import between, snapshot
 from glue_bench.timing.lengths import (
     Batch,
@@ -150,10 +150,11 @@ def _time_all(step: Step, store: Store, folders: Mapping[str, Path], place: Plac
         for work in work_of(scenario, settings["batch_sizes"], pool, settings, tokenizer, longest, vocabulary)
     ]
     timings, groups = [], []
-    for work in tqdm(works, desc=step.name, unit="scenario", disable=not machine.is_terminal()):
-        measured, group = _time_together(work, rows, place, settings)
-        timings += measured
-        groups.append(group)
+    with new_garbage_only():
+        for work in tqdm(works, desc=step.name, unit="scenario", disable=not machine.is_terminal()):
+            measured, group = _time_together(work, rows, place, settings)
+            timings += measured
+            groups.append(group)
     return {
         "timings": [asdict(timing) for timing in timings],
         "groups": groups,

@@ -179,16 +179,26 @@ def _one_pass(
 
 
 @contextmanager
-def _garbage_only_between_passes() -> Iterator[Callable[[], Any]]:
-    """No garbage is collected but by calling what is yielded, which looks at new objects only: all that torch keeps
-    takes tenths of a second to look through."""
-    was_enabled = gc.isenabled()
+def new_garbage_only() -> Iterator[None]:
+    """Collecting garbage looks at objects made within only: all that torch keeps takes tenths of a second."""
+    outermost = not gc.get_freeze_count()
     gc.collect()
     gc.freeze()
-    gc.disable()
     try:
-        yield gc.collect
+        yield
     finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
+        if outermost:
+            gc.unfreeze()
+
+
+@contextmanager
+def _garbage_only_between_passes() -> Iterator[Callable[[], Any]]:
+    """No garbage is collected but by calling what is yielded."""
+    was_enabled = gc.isenabled()
+    with new_garbage_only():
+        gc.disable()
+        try:
+            yield gc.collect
+        finally:
+            if was_enabled:
+                gc.enable()

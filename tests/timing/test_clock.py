@@ -11,6 +11,7 @@ from glue_bench.timing.clock import (
     Limits,
     event_stopwatch,
     interleave,
+    new_garbage_only,
     turns,
     wall_stopwatch,
     warm_up,
@@ -215,6 +216,12 @@ def test_garbage_is_not_collected_while_the_clock_runs_and_is_afterwards():
     measure(machine, {"a": [lambda: seen.append(gc.isenabled())]})
     assert seen == [False, False]
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    with new_garbage_only():
+        kept = gc.get_freeze_count()
+        measure(machine, {"a": [lambda: None]})
+        assert gc.get_freeze_count() >= kept > 0, "the inner one leaves the outer one's objects aside"
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(("count", "seconds"), [(1, 9.0), (7, 0.01), (10, 0.1), (256, 0.03), (5, 100.0), (3, 0.0)])
