@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from glue_bench.config import Machine
 from glue_bench.learning import decoder_loss, training
 from glue_bench.learning.distributed import Group
 from glue_bench.learning.loop import Curves
 from glue_bench.learning.optimiser import Schedule
+from glue_bench.machine import facts
 
 
 def result(processes: int) -> dict[str, Any]:
@@ -41,3 +43,16 @@ def test_a_loss_that_did_not_compile_is_noted(monkeypatch: pytest.MonkeyPatch) -
     own, added = result(1)["training"]["notes"]
     assert own == "a note"
     assert "computed in blocks, more slowly (RuntimeError: no compiler)" in added
+
+
+def test_processes_share_the_threads_that_the_fingerprint_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun a plan has the same threads as without, or run-all would do anew what torchrun did."""
+    used: list[int] = []
+    monkeypatch.setattr(training, "use_threads", used.append)
+    planned = []
+    for processes in ("1", "2", "8"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        planned.append(facts(Machine(device="cpu")).threads)
+        training.start({"threads": 6}, "cpu")
+    assert len(set(planned)) == 1
+    assert used == [6, 3, 1]
