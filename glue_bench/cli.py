@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from glue_bench.config import Config, check_name, config_names, load_config, parse_task_threshold, with_machine
+from glue_bench.config import Config, check_run_name, config_names, load_config, parse_task_threshold, with_machine
 from glue_bench.errors import GlueBenchError, UserError, printable, without_secrets
-from glue_bench.sources import is_file
+from glue_bench.paths import check_results, is_file
 from glue_bench.store import describe_os_error
 
 OUT_OF_MEMORY = "out of memory; use a smaller micro_batch_size or batch_size, or --device cpu; finished steps are kept"
@@ -177,6 +177,7 @@ def _say(line: str) -> None:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
+    check_results(options.results)
     match options.verb:
         case "list":
             return _list(options)
@@ -212,7 +213,7 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     from glue_bench.preflight import check_parts
     from glue_bench.store import Store
 
-    run_name = check_name(config.name if options.run is None else options.run, "--run")
+    run_name = check_run_name(config.name if options.run is None else options.run, "--run")
     store = Store(Path(options.results), run_name)
     machine = facts(config.machine)
     memo = HashMemo.load(store.cache / "hashes.json")
@@ -263,7 +264,7 @@ def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
 def _plan(options: argparse.Namespace, config: Config) -> int:
     from glue_bench.estimate import plan_table
 
-    run_name = check_name(config.name if options.run is None else options.run, "--run")
+    run_name = check_run_name(config.name if options.run is None else options.run, "--run")
     _say(plan_table(config, Path(options.results), run_name))
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from glue_bench.config_checks import check_config
 from glue_bench.config_checks import check_name as check_name
+from glue_bench.config_checks import check_run_name as check_run_name
 from glue_bench.errors import ConfigError, UserError
 from glue_bench.tasks import GLUE_NINE
 from glue_bench.typed import build, near_miss, setting
@@ -171,10 +172,10 @@ class Benchmark:
     """What is timed. The paper's scenario is stsb-pass: the STS-B dev set, batch 1, fp32."""
 
     scenarios: tuple[str, ...] = setting(("stsb-pass",), "stsb-pass, throughput (real lengths), fixed-128")
-    batch_sizes: tuple[int, ...] = setting((1, 8, 32, 128), "of throughput and fixed-128", low=1)
+    batch_sizes: tuple[int, ...] = setting((1, 8, 32, 128), "of throughput and fixed-128", low=1, high=65_536)
     precisions: tuple[str, ...] = setting(("fp32",), "fp32, bf16, fp16 (CUDA only)")
     backends: tuple[str, ...] = setting(("eager",), "eager, compile, onnx, onnx-int8")
-    examples: int = setting(256, "examples in one pass; 0: the whole STS-B dev set", low=0)
+    examples: int = setting(256, "examples in one pass; 0: the whole STS-B dev set", low=0, high=1_000_000)
     min_passes: int = setting(8, "passes per model, an even number: they are interleaved A B B A", low=2)
     min_seconds: float = setting(1.0, "and at least this long per model", low=0)
     max_seconds: float = setting(600.0, "no further passes after this long per scenario", above=0)

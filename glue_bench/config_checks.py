@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on every system
+RESERVED_RUNS = ("cache", "published", "leaderboard.md", "leaderboard.csv")
 RESERVED_MODELS = ("majority", "as-released")
 
 
@@ -25,9 +26,16 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def check_run_name(name: str, what: str) -> str:
+    """Return a run's name that is safe beside what all runs share; raise ConfigError otherwise."""
+    if check_name(name, what) in RESERVED_RUNS:
+        raise ConfigError(f"{what}: {name!r} is what all runs share in the results folder; choose another name")
+    return name
+
+
 def check_config(config: "Config", source: str, seeds: Mapping[str, Sequence[int]]) -> None:
     """What no single field can say: names, references between rows, lists of choices. Raises ConfigError."""
-    check_name(config.name, f"{source}: name")
+    check_run_name(config.name, f"{source}: name")
     for i, task in enumerate(config.data.tasks):
         if task not in GLUE_NINE:
             hint = "; AX needs no entry, it follows mnli" if task == "ax" else near_miss(task, GLUE_NINE)

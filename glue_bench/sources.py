@@ -3,10 +3,10 @@
 Standard library only, because plan asks before anything heavy is imported. Reading is data/glue.py's work.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from glue_bench.errors import UserError
+from glue_bench.paths import home_path, is_folder
 from glue_bench.tasks import TASKS, Task
 
 HUB_DATASET = "nyu-mll/glue"
@@ -34,23 +34,6 @@ def source_kind(source: str) -> str:
     return source if source in ("embedded", "hub") else "folder"
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a folder. Raises UserError where that cannot be told: no permission, too long a name."""
-    return _is(path, path.is_dir)
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is a file (or a link to one). Raises UserError as is_folder does."""
-    return _is(path, path.is_file)
-
-
-def _is(path: Path, look: Callable[[], bool]) -> bool:
-    try:
-        return look()
-    except OSError as error:
-        raise UserError(f"{str(path)[:200]}: {error.strerror}; give another path, or make it readable") from None
-
-
 def all_splits(task: str) -> tuple[str, ...]:
     """Every split the task can have, by the hub's names: training, dev, test."""
     row = TASKS[task]
@@ -76,7 +59,7 @@ def split_files(source: str, task: str) -> dict[str, tuple[Path, ...]]:
     of AX, may be absent.
     """
     row = TASKS[task]
-    root = Path(source).expanduser()
+    root = home_path(source)
     if not is_folder(root):
         raise UserError(f"data.glue: {source}: no such folder; give embedded, hub, or a folder with a folder per task")
     try:
@@ -98,7 +81,16 @@ def _parquet_files(folder: Path, task: str) -> dict[str, tuple[Path, ...]]:
         found = (whole,) if whole.is_file() else tuple(sorted(folder.glob(f"{split}-*-of-*.parquet")))
         if found:
             files[split] = found
+        if len(found) > 1 or (found and found[0] != whole):
+            _check_shards(found)
     return files
+
+
+def _check_shards(shards: tuple[Path, ...]) -> None:
+    """Raise UserError where files of a split that is stored in parts are missing: the rest is another data set."""
+    count = shards[0].stem.rpartition("-of-")[2]
+    if not count.isdecimal() or len(shards) != int(count) or any(not one.stem.endswith(count) for one in shards):
+        raise UserError(f"data.glue: {shards[0]}: {len(shards)} parts of the split are here; its name says of {count}")
 
 
 def _tsv_files(folder: Path, row: Task) -> dict[str, tuple[Path, ...]]:

@@ -7,6 +7,7 @@ may leave. Rows that only prepare's results can tell prove that they are found b
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -292,6 +293,25 @@ def loop(bench: Bench) -> Path:
     return path
 
 
+def pipe(bench: Bench) -> Path:
+    """A named pipe, which would wait for ever."""
+    path = bench.folder / "pipe.txt"
+    os.mkfifo(path)
+    return path
+
+
+def half_a_split(bench: Bench) -> list[str]:
+    """A clone of the hub whose second part has not been downloaded."""
+    path = bench.glue() / "rte" / "train.parquet"
+    path.rename(path.with_name("train-00000-of-00002.parquet"))
+    return bench.run_all(f"data.glue={bench.folder / 'glue'}", "data.tasks=['rte']")
+
+
+def taller(found: dict[str, torch.Tensor]) -> None:
+    """A word more than config.json says."""
+    found["bert.embeddings.word_embeddings.weight"] = torch.zeros(len(WORDS) + 1, 16)
+
+
 def broken_parquet(bench: Bench) -> list[str]:
     """A Parquet file cut short."""
     path = bench.glue() / "rte" / "train.parquet"
@@ -411,6 +431,8 @@ SETTINGS: dict[str, Case] = {
     "no key": (settings("=3"), "--set =3: expected key=value, e.g. distill.tokens=1000000"),
     "no value": (settings("distill.tokens"), "--set distill.tokens: expected key=value"),
     "an empty part of a key": (settings("distill..tokens=3"), "--set distill..tokens=3: expected key=value"),
+    "a text that is no UTF-8": (settings("title=\udcff"), r"title: '\udcff' holds control characters or is not UTF-8"),
+    "too many examples": (settings("benchmark.examples=1000000000000"), "benchmark.examples: 1000000000000 is above"),
     "a row without a setting": (settings("students.0=2"), "name a setting of the row, e.g. students.0.layers=3"),
 }
 
@@ -468,6 +490,20 @@ USAGE: dict[str, Case] = {
         "--device cuda: no CUDA device is visible",
     ),
     "a file for --results": (usage("run-all", "--config", "{config}", "--results", "{config}"), "tiny.toml"),
+    "an empty name for --results": (usage("run-all", "--config", "{config}", "--results", ""), "--results '': no name"),
+    "--results of broken text": (
+        usage("list", "runs", "--results", "/x\udcff"),
+        r"--results '/x\udcff': no name of a fo",
+    ),
+    "list of a file": (usage("list", "runs", "--results", "{config}"), "tiny.toml: is a file; give a folder"),
+    "a run named as the cache": (
+        usage("run-all", "--config", "{config}", "--run", "cache"),
+        "'cache' is what all runs",
+    ),
+    "a run named as the leaderboard": (
+        usage("run-all", "--config", "{config}", "--run", "leaderboard.md"),
+        "--run: 'leaderboard.md' is what all runs share in the results folder; choose another name",
+    ),
     "verify of no run": (usage("verify", "nothing-here"), "nothing-here: no run there; python -m glue_bench list runs"),
     "verify of an empty name": (usage("verify", ""), "the run's name is empty"),
     "verify of a name too long": (usage("verify", "x" * 300), "give another path"),
@@ -515,6 +551,22 @@ DATA: dict[str, Case] = {
     "a file for a folder": (
         lambda b: b.run_all(f"data.glue={b.file('glue', b'x')}", "data.tasks=['rte']"),
         "glue: no such folder; give embedded, hub, or a folder",
+    ),
+    "no such home": (
+        settings("data.glue=~nobody-here/x", "data.tasks=['rte']"),
+        "~nobody-here/x: no home folder of that",
+    ),
+    "a part of a split missing": (
+        half_a_split,
+        "train-00000-of-00002.parquet: 1 parts of the split are here; its name says of 00002",
+    ),
+    "a cap that leaves one label": (
+        lambda b: b.run_all(f"data.glue={b.glue()}", "data.tasks=['rte']", "data.max_train_rows=1"),
+        "data.max_train_rows: 1 leaves rte a single label; allow more rows",
+    ),
+    "a column twice": (
+        rte(lambda t: pa.Table.from_arrays([*t.columns, t["idx"]], names=[*t.column_names, "idx"])),
+        "train.parquet: cannot be read as Parquet",
     ),
     "no dev split": (
         lacking("validation.parquet"),
@@ -581,6 +633,11 @@ TEXTS: dict[str, Case] = {
     "no such held-out file": (settings("corpus.heldout=/nonexistent.txt"), "corpus.heldout: /nonexistent.txt: no such"),
     "a folder for a file": (lambda b: b.run_all(f"corpus.text={b.released}"), "is a folder; name its files"),
     "a link to itself": (lambda b: b.run_all(f"corpus.text={loop(b)}"), "loop.txt: no such file"),
+    "a pipe for a file": (lambda b: b.run_all(f"corpus.text={pipe(b)}"), "pipe.txt: no such file"),
+    "no home": (
+        settings("corpus.text=~nobody-here/x.txt"),
+        "~nobody-here/x.txt: no home folder of that name; write the",
+    ),
     "an unknown kind": (text("a.pdf", TEXT), "a.pdf: unknown kind of file; one of .txt, .txt.gz, .txt.zst, .parquet"),
     "empty": (text("a.txt", b""), "a.txt: holds no text; give a file with a paragraph a line"),
     "blank": (text("a.txt", b"\n  \n\t\n"), "a.txt: holds no text; give a file with a paragraph a line"),
@@ -623,6 +680,7 @@ WEIGHTS: dict[str, Case] = {
         "model.safetensors: is a file; give the folder that holds it",
     ),
     "no such package": (settings("teacher.weights=package:no_such_module/x"), "the package no_such_module is not inst"),
+    "no package at all": (settings("teacher.weights=package:__main__/x"), "the package __main__ is not installed"),
     "out of a package": (settings("teacher.weights=package:json/../x"), "the folder must lie inside the package"),
     "out of a package, absolute": (
         settings("teacher.weights=package:json//etc"),
@@ -641,6 +699,21 @@ WEIGHTS: dict[str, Case] = {
         weights(rewrite("config.json", num_hidden_layers=10**9)),
         "num_hidden_layers is 1000000000; exp",
     ),
+    "a negative deviation": (
+        weights(rewrite("config.json", initializer_range=-1.0)),
+        "config.json: initializer_range is -1.0; expected a number of 0 or more",
+    ),
+    "a dropout of 7": (
+        weights(rewrite("config.json", hidden_dropout_prob=7.0)),
+        "weights: the weights cannot be read: ",
+    ),
+    "an unknown activation": (weights(rewrite("config.json", hidden_act="nonesuch")), "the weights cannot be read: "),
+    "padding out of the vocabulary": (weights(rewrite("config.json", pad_token_id=99)), "the weights cannot be read: "),
+    "a type that is none": (weights(rewrite("config.json", dtype="evil")), "config.json: "),
+    "a tensor of another shape": (
+        weights(tensors(taller)),
+        "weights: the weights cannot be read: tensors have other shapes than config.json says",
+    ),
     "heads in words": (weights(rewrite("config.json", num_attention_heads="two")), "weights"),
     "an unknown family": (weights(rewrite("config.json", model_type="nonesuch")), "config.json: "),
     "no text model": (weights(rewrite("config.json", model_type="vit", vocab_size=None)), "model"),
@@ -651,7 +724,7 @@ WEIGHTS: dict[str, Case] = {
     ),
     "another pickle": (weights(as_pickle("model.pth")), "only model.pth, a pickle, which is never read; convert it"),
     "an adapter": (weights(content("adapter_config.json", b"{}")), "holds a PEFT adapter, no whole model; merge it"),
-    "weights cut short": (weights(cut), "the weights cannot be read: "),
+    "weights cut short": (weights(cut), "/weights: the weights cannot be read: "),
     "weights of zeros": (weights(content("model.safetensors", b"\0" * 50)), "the weights cannot be read: "),
     "empty weights": (weights(content("model.safetensors", b"")), "the weights cannot be read: "),
     "shards that are missing": (
@@ -681,7 +754,7 @@ WEIGHTS: dict[str, Case] = {
         "the tokenizer has 20 words, the model 60; they are not",
     ),
     "no tokenizer": (weights(without("tokenizer*")), "no tokenizer (tokenizer.json or vocab.txt); copy it from where"),
-    "a broken tokenizer": (weights(content("tokenizer.json", b"{")), "the tokenizer cannot be read: "),
+    "a broken tokenizer": (weights(content("tokenizer.json", b"{")), "input/weights: the tokenizer cannot be read: "),
     "no [MASK]": (weights(no_mask_token), "the tokenizer has no mask_token; weights of an MLM encoder are needed"),
     "remote code": (
         weights(rewrite("config.json", model_type=None, auto_map={"AutoConfig": "evil.Config"})),

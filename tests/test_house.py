@@ -15,7 +15,19 @@ SOURCES = sorted(
 )
 STAGES = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report", "check")
 # Each may import only what stands before it; with inner packages last.
-ORDER = ("errors", "model_folder", "tasks", "records", "typed", "config_checks", "config", "sources", "store", "inputs")
+ORDER = (
+    "errors",
+    "paths",
+    "model_folder",
+    "tasks",
+    "records",
+    "typed",
+    "config_checks",
+    "config",
+    "sources",
+    "store",
+    "inputs",
+)
 ORDER += ("machine", "plan", "preflight", "pipeline", "executors", "estimate", "cli", "__main__")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "manager", "misc"}
 

@@ -235,7 +235,9 @@ def _load(auto: Any, folder: Path, seed: int, settings: Mapping[str, Any]) -> tu
     except MemoryError:
         raise
     except Exception as error:  # transformers, safetensors and a family's own code all raise here, of many kinds
-        raise UserError(f"{folder}: the weights cannot be read: {_one_line(error)}") from None
+        mismatch = "ignore_mismatched_sizes" in str(error)  # transformers' advice is for those who want to lose them
+        reason = "tensors have other shapes than config.json says" if mismatch else _one_line(error)
+        raise UserError(f"{folder}: the weights cannot be read: {reason}") from None
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UserError(f"{folder}: the weights hold NaN or infinity (in {name}); take an earlier checkpoint")

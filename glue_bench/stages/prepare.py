@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
@@ -74,6 +75,8 @@ def _glue(step: Step, store: Store) -> dict[str, Any]:
         )
         result["available"][split] = table.num_rows
         table = cap_rows(table, caps.get(split, 0), settings["seed"])
+        if split == "train" and pc.count_distinct(table["label"]).as_py() < 2:
+            raise UserError(f"data.max_train_rows: {caps[split]} leaves {row.name} a single label; allow more rows")
         result["rows"][split] = table.num_rows
         result["official"][split] = official.get(split)
         result["warnings"] += warnings
@@ -107,7 +110,7 @@ def _dataset_commit(revision: str) -> str:
 
 def _weights(step: Step, store: Store) -> dict[str, Any]:
     """model/: a save_pretrained folder with its tokenizer, checked by loading it."""
-    folder = store.folder(step.name) / "model"
+    folder = source = store.folder(step.name) / "model"
     result: dict[str, Any] = {"kind": step.settings["kind"]}
     if step.settings["kind"] == "scratch":
         _new_model(step.settings["shape"], folder)
@@ -117,9 +120,12 @@ def _weights(step: Step, store: Store) -> dict[str, Any]:
     else:
         source = Path(next(iter(step.inputs.values())).location).parent if step.inputs else Path()
         _copy(step.inputs, source, folder)
-    tokenizer = load_tokenizer(folder)
-    _check_special_tokens(tokenizer, folder)
-    model, has_head = load_masked_lm(folder, seed=0)
+    try:
+        tokenizer = load_tokenizer(folder)
+        _check_special_tokens(tokenizer, folder)
+        model, has_head = load_masked_lm(folder, seed=0)
+    except UserError as error:  # what is to be mended is the source, not the copy
+        raise UserError(str(error).replace(str(folder), str(source))) from None
     result["has_mlm_head"] = has_head and step.settings["kind"] != "scratch"
     result["parameters"] = sum(parameter.numel() for parameter in model.base_model.parameters())
     result["layers"] = model.config.num_hidden_layers
