@@ -181,6 +181,15 @@ def test_predictions_that_all_models_lack_are_missed(run: Store) -> None:
     assert any("has 100 predictions, prepare/glue/rte/record.json counts 120 rows" in line for line in found)
 
 
+def test_verify_knows_a_forged_record_by_what_the_report_has_read(run: Store) -> None:
+    """Of the right types and without a seal, as records of earlier versions: nothing but the report's record tells."""
+    path = run.folder("benchmark/size") / "record.json"
+    forged = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+    forged["environment"]["cpu"] = "a faster processor"
+    path.write_text(json.dumps(forged))
+    assert verify(run.root)[0].startswith("benchmark/size/record.json: not the one that report has read")
+
+
 def test_the_records_of_a_run_name_nothing_outside_it(run: Store, tmp_path: Path) -> None:
     """A record that stands outside is not followed to, however the name in `needs` is written."""
     shutil.copytree(run.folder(CELL), tmp_path / "outside")

