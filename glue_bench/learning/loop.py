@@ -261,6 +261,8 @@ class _Training:
         if math.isfinite(loss) and math.isfinite(grad_norm) and loss <= limit:
             return
         last = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step > 0 else "no checkpoint yet"
+        if not self.group.records:
+            last = "the first process says which checkpoint is kept"
         raise StepError(
             f"training step {self.step + 1} of {self.schedule.steps}: the loss is {loss:.4g}, the gradient norm "
             f"{grad_norm:.4g}; {last}. Lower learning_rate, raise warmup, or use precision fp32"

@@ -346,6 +346,14 @@ def test_bad_loss_stops_with_the_last_good_checkpoint(value: float, tmp_path: Pa
     assert checkpoints.load_checkpoint(tmp_path, "one")[0] == 2  # type: ignore[index]
 
 
+def test_only_who_writes_checkpoints_says_which_is_kept(tmp_path: Path) -> None:
+    """The loss is bad in all processes; those that write nothing must not say that there is nothing."""
+    for rank, message in ((0, "no checkpoint yet"), (1, "the first process says which checkpoint is kept")):
+        training = make_training("packed", SETTINGS, 6, Group(rank, 2), 0.0, tmp_path)
+        with pytest.raises(StepError, match=message):
+            training._check(float("nan"), 1.0)
+
+
 def test_interrupt_saves_the_step_it_reached(tmp_path: Path) -> None:
     """Ctrl-C between updates writes a checkpoint and goes on to end the process."""
     training = make_training("packed", SETTINGS | {"checkpoint_every": 100}, 6, Group(0, 1), 0.0, tmp_path)
