@@ -89,6 +89,15 @@ def test_without_a_compiler_compile_is_skipped_with_the_reason(source, monkeypat
         BACKENDS["compile"].load(source, "fp32")
 
 
+class OneSum(torch.nn.Module):
+    """The least that there is to compile."""
+
+    config = None
+
+    def forward(self, input_ids):
+        return input_ids + 1
+
+
 @pytest.mark.slow
 def test_compile_is_skipped_with_the_reason_where_the_compiler_is_hidden(source, monkeypatch, tmp_path):
     """The real torch.compile with an empty PATH and nothing compiled before."""
@@ -97,11 +106,10 @@ def test_compile_is_skipped_with_the_reason_where_the_compiler_is_hidden(source,
     compilers = pytest.importorskip("torch._inductor.cpp_builder")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "g++"))
     compilers.cpp_compiler_search.cache_clear()
     try:
-        with torch._inductor.config.patch(fx_graph_cache=False), pytest.raises(Unavailable) as caught:
-            BACKENDS["compile"].load(source, "fp32")
+        with inductor.patch(fx_graph_cache=False), pytest.raises(Unavailable) as caught:
+            BACKENDS["compile"].load(replace(source, model=OneSum()), "fp32")
     finally:
         compilers.cpp_compiler_search.cache_clear()
         torch.compiler.reset()
