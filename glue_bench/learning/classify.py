@@ -25,6 +25,7 @@ from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.models import forward_inputs
 from glue_bench.learning.narrowing import narrowed_vocabulary
 from glue_bench.machine import is_terminal
+from glue_bench.model_folder import FROM_PADDING
 from glue_bench.records import Training
 
 # Tokens with padding in one forward pass of prediction: enough to fill the device, little enough for its caches.
@@ -33,7 +34,6 @@ WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}  # tensor cores want multiples of 8
 # Families that build their attention mask through transformers' masking_utils and take a finished one.
 TAKE_READY_MASK = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"})
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 
 
 @dataclass(frozen=True)

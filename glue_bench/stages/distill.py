@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 from glue_bench.errors import UserError
 from glue_bench.learning.batches import MicroBatch
 from glue_bench.learning.distributed import Group
-from glue_bench.learning.families import encode, encoder_layers, mlm_head
+from glue_bench.learning.families import encode, mlm_head
 from glue_bench.learning.heldout import HeldOut
 from glue_bench.learning.loop import autocast, train
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights, distillation_loss
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, set_dropout
 from glue_bench.learning.progress import encoder_flops, head_flops
 from glue_bench.learning.saving import model_card, save_model
-from glue_bench.learning.students import build_student, chosen_layers, freeze_positions
+from glue_bench.learning.students import freeze_positions, student_of
 from glue_bench.learning.training import fingerprint, set_up, start, training_result, write_curves
 from glue_bench.plan import Step
 from glue_bench.store import Store
@@ -79,16 +79,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
             f"{step.name}: the teacher's weights have no trained MLM head, so their soft targets would be noise; "
             "set pretrain.tokens, and pretrain gives them one"
         )
-    layers = chosen_layers(len(encoder_layers(teacher)), settings["layers"])
-    student = build_student(
-        teacher,
-        layers,
-        family=settings["family"],
-        fold_token_types=settings["fold_token_types"],
-        copy_head_transform=settings["copy_head_transform"],
-        random_init=settings["initialisation"] == "random",
-        seed=settings["seed"],
-    )
+    layers, student = student_of(teacher, settings)
     result: dict[str, Any] = {"layers": list(layers), "model_type": student.config.model_type}
     result["parameters"] = sum(parameter.numel() for parameter in student.base_model.parameters())
     data: list[str] = []
