@@ -139,7 +139,16 @@ RESULTS: Mapping[str, Mapping[str, Any]] = {
         "has_mlm_head": bool,
     },
     "finetune": {"scores": tuple[Score, ...], "training": Training | None, "sequences": dict[str, int]},
-    "benchmark": {"sizes": dict[str, Size], "timings": tuple[Timing, ...]},
+    "benchmark": {
+        "sizes": dict[str, Size],
+        "timings": tuple[Timing, ...],
+        "scores": tuple[Score, ...],
+        "seed": int | None,
+        "largest_logit_difference": float | None,
+        "bytes_on_disk": int | None,
+        "fp32_bytes_on_disk": int | None,
+        "skipped": str,
+    },
     "report": {"headline": str, "command": str},
     "check": {"passed": bool, "reasons": tuple[str, ...]},
 }

@@ -153,3 +153,13 @@ def test_logits_are_compared_by_example_and_only_with_the_same_ones() -> None:
     for other in (part([0, 1, 3], [[0.0, 0.0]] * 3), part([0, 1], [[0.0, 0.0]] * 2), part([0, 1, 2], [[0.0]] * 3)):
         with pytest.raises(ValueError, match="not the examples"):
             logit_difference(one, other)
+
+
+@pytest.mark.parametrize(
+    "lie", [{"seed": "0"}, {"bytes_on_disk": "big"}, {"skipped": 1}, {"scores": [3]}, {"largest_logit_difference": []}]
+)
+def test_a_record_of_another_shape_is_no_record(lie: dict, tmp_path: Path) -> None:
+    store = copy_run(tmp_path, int8_run())
+    edited(lambda result: result.update(lie))(store)
+    assert load_run(store.root).missing == (CELL,)
+    assert rows_of(tables_of(store)["quantised.csv"])["distil-2", "rte"]["skipped"] == "not run yet"
