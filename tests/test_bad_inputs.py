@@ -206,6 +206,11 @@ def baseline(content: bytes) -> Callable[[Bench], list[str]]:
     return lambda bench: check("--baseline", str(bench.file("baseline.json", content)))(bench)
 
 
+def stored_run(config: bytes, verb: str = "verify") -> Callable[[Bench], list[str]]:
+    """A verb that reads a run's folder with that config.json."""
+    return lambda bench: [verb, str(bench.file("run/config.json", config).parent)]
+
+
 def on_good_run(*arguments: str) -> Callable[[Bench], list[str]]:
     """A verb that reads a good run."""
     return lambda bench: [*arguments, "--results", str(small_run().results)]
@@ -505,6 +510,21 @@ USAGE: dict[str, Case] = {
         "--run: 'leaderboard.md' is what all runs share in the results folder; choose another name",
     ),
     "verify of no run": (usage("verify", "nothing-here"), "nothing-here: no run there; python -m glue_bench list runs"),
+    "verify of a run without settings": (stored_run(b"{"), "config.json: not valid JSON"),
+    "verify of a run too deep": (stored_run(b"[" * 100_000), "config.json: not valid JSON"),
+    "verify of a run of a list": (stored_run(b"[]"), "config.json: expected a table, got []"),
+    "verify of a run with a hostile name": (
+        stored_run(b'{"name": "x", "students": [{"name": "../../x", "layers": [1]}]}'),
+        "config.json: students[0].name: '../../x' cannot name a folder",
+    ),
+    "publish of a run with a hostile task": (
+        stored_run(b'{"name": "x", "data": {"tasks": ["../../rte"]}}', "publish"),
+        "config.json: data.tasks[0]: no task '../../rte'",
+    ),
+    "plan of weights without a config": (
+        lambda b: ["plan", *weights(without("config.json"))(b)[1:]],
+        "weights: no config.json; a folder as save_pretrained leaves it is needed",
+    ),
     "verify of an empty name": (usage("verify", ""), "the run's name is empty"),
     "verify of a name too long": (usage("verify", "x" * 300), "give another path"),
     "publish of no run": (usage("publish", "nothing-here"), "nothing-here: no run there"),
