@@ -76,6 +76,8 @@ def model_config(folder: Path) -> dict[str, Any]:
             whole = isinstance(size, int) and not isinstance(size, bool)
             if size is not None and not (whole and 1 <= size <= largest):
                 raise UserError(f"{path}: {name} is {size!r}; expected a whole number from 1 to {largest:,}")
+    if not isinstance(raw.get("model_type", ""), (str, type(None))):
+        raise UserError(f"{path}: model_type is {raw['model_type']!r}; expected a family's name, e.g. bert")
     deviation = raw.get("initializer_range", 0.0)  # of the heads of classifiers, which are new
     if isinstance(deviation, (int, float)) and not 0 <= deviation < float("inf"):
         raise UserError(f"{path}: initializer_range is {deviation!r}; expected a number of 0 or more")

@@ -35,6 +35,7 @@ from glue_bench.store import (
 )
 
 DISTRIBUTED_STAGES = ("pretrain", "distill")
+REHEARSED = (*DISTRIBUTED_STAGES, "benchmark")
 # These print times and other figures that come out differently when a step is computed anew, whatever its fingerprint
 # says: they are done only for the very records that they have read.
 READS_RECORDS = ("report", "check")
@@ -134,7 +135,7 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
 
 def _rehearse(steps: Sequence[Step], known: Mapping[str, str], run: Run) -> None:
     """Before the first training: what a step would refuse after hours is refused now. Raises UserError."""
-    ahead = [step for step in steps if step.stage in DISTRIBUTED_STAGES or (step.stage == "finetune" and step.inputs)]
+    ahead = [step for step in steps if step.stage in REHEARSED or (step.stage == "finetune" and step.inputs)]
     ahead = [step for step in ahead if not is_done(step, known, run.store)]
     if ahead:
         importlib.import_module("glue_bench.learning.rehearsal").rehearse(ahead, run.store)

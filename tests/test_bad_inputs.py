@@ -736,6 +736,10 @@ WEIGHTS: dict[str, Case] = {
     ),
     "heads in words": (weights(rewrite("config.json", num_attention_heads="two")), "weights"),
     "an unknown family": (weights(rewrite("config.json", model_type="nonesuch")), "config.json: "),
+    "a family that is a table": (
+        weights(rewrite("config.json", model_type={})),
+        "config.json: model_type is {}; expected",
+    ),
     "no text model": (weights(rewrite("config.json", model_type="vit", vocab_size=None)), "model"),
     "no weights": (weights(without("model.safetensors")), "weights: no weights (model.safetensors); give a folder as"),
     "a pickle": (

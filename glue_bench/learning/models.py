@@ -192,9 +192,12 @@ def count_parameters(model: Path | PretrainedConfig | PreTrainedModel) -> Size:
     """
     config = copy.deepcopy(config_of(model) if isinstance(model, Path) else getattr(model, "config", model))
     config.num_labels = 2
-    with torch.device("meta"), quiet():
-        encoder = AutoModel.from_config(config)
-        classifier = AutoModelForSequenceClassification.from_config(config)
+    try:
+        with torch.device("meta"), quiet():
+            encoder = AutoModel.from_config(config, dtype=torch.float32)
+            classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    except Exception as error:  # a family without a classifier, or values that its own code does not take
+        raise UserError(f"{model if isinstance(model, Path) else config.model_type}: {_one_line(error)}") from None
     count = sum(parameter.numel() for parameter in encoder.parameters())
     tables = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
     return Size(

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from glue_bench.errors import UserError
-from glue_bench.learning.models import load_finetuned, load_tokenizer
+from glue_bench.learning.models import count_parameters, load_finetuned, load_tokenizer
 from glue_bench.learning.students import check_student
 from glue_bench.model_folder import CONFIG, longest_sequence, model_config
 from glue_bench.plan import Step
 from glue_bench.store import Store
 from glue_bench.tasks import TASKS
 
-CORPUS = "prepare/corpus"
+CORPUS, SIZE = "prepare/corpus", "benchmark/size"
 
 
 def rehearse(steps: Sequence[Step], store: Store) -> None:
@@ -30,6 +30,9 @@ def rehearse(steps: Sequence[Step], store: Store) -> None:
             _rehearse_training(step, store)
         elif step.stage == "finetune" and step.inputs:
             _rehearse_checkpoint(step)
+        elif step.name == SIZE:
+            for source in step.settings["models"].values():
+                _rehearse_classifier(source, store)
 
 
 def _rehearse_training(step: Step, store: Store) -> None:
@@ -61,6 +64,13 @@ def _check_text(step: Step, record: dict[str, Any], longest: int | None) -> None
 def _rehearse_checkpoint(step: Step) -> None:
     folder = Path(next(iter(step.inputs.values())).location).parent
     _named(step, lambda: (load_finetuned(folder, TASKS[step.settings["task"]]), load_tokenizer(folder)))
+
+
+def _rehearse_classifier(source: str, store: Store) -> None:
+    """Whether the family has a classifier for the fine-tunings: built without memory."""
+    folder = store.folder(f"prepare/weights/{source.split('/')[-1]}") / "model"
+    if (folder / CONFIG).is_file():
+        count_parameters(folder)
 
 
 def _named(step: Step, look: Callable[[], Any]) -> None:

@@ -70,7 +70,7 @@ def check_student(folder: Path, settings: Mapping[str, Any]) -> None:
     folder: the teacher's. settings: those of the distill step.
     """
     with torch.device("meta"), quiet(), torch.random.fork_rng(devices=[]):
-        teacher = AutoModelForMaskedLM.from_config(config_of(folder))
+        teacher = AutoModelForMaskedLM.from_config(config_of(folder), dtype=torch.float32)
         _, student = student_of(teacher, settings)
         mlm_head(student)
         if settings["freeze_positions"]:

@@ -463,3 +463,20 @@ def test_the_packaged_minilm_has_no_head() -> None:
     assert size.encoder == 22_713_216
     assert size.bytes == 90_864_192
     assert set(pooler_tensors(folder, model)) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+def test_a_stored_type_that_is_none_changes_no_count(folder: Path) -> None:
+    right = count_parameters(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": 0}))
+    assert count_parameters(folder) == right
+
+
+def test_a_family_without_classifier_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Unrecognized configuration class for AutoModelForSequenceClassification")
+
+    monkeypatch.setattr("glue_bench.learning.models.AutoModelForSequenceClassification.from_config", refuse)
+    with pytest.raises(UserError, match="Unrecognized configuration class") as caught:
+        count_parameters(folder)
+    assert str(folder) in str(caught.value)
