@@ -8,17 +8,16 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from glue_bench.config import Config, check_run_name, config_names, load_config, parse_task_threshold, with_machine
 from glue_bench.errors import GlueBenchError, UserError, printable, without_secrets
+from glue_bench.interrupts import interruptible
 from glue_bench.paths import check_results, is_file
 from glue_bench.store import describe_os_error
 
@@ -124,9 +123,12 @@ def _shard(text: str) -> tuple[int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with interruptible():
+        return _run_verb(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run_verb(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         options = build_parser().parse_args(arguments)
         return _dispatch(options)
@@ -155,12 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         no_memory = "can't allocate memory" in first_line or type(error).__name__ == "OutOfMemoryError"  # torch's
         _complain(OUT_OF_MEMORY if no_memory else f"{type(error).__name__}: {first_line} (--debug shows where)")
         return 3
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a late one must not raise inside a library's exit hook
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str) -> None:

@@ -17,6 +17,7 @@ STAGES = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report", "
 # Each may import only what stands before it; with inner packages last.
 ORDER = (
     "errors",
+    "interrupts",
     "paths",
     "model_folder",
     "tasks",

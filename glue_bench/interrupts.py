@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM as KeyboardInterrupt, on which trainings save and locks are left; never lost in a destructor.
+
+Python drops an exception that is raised while some object's __del__ runs, and with it the wish to stop: a run was seen
+to go on after SIGTERM. So the exception waits until no __del__ is at work.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+AGAIN_SECONDS = 0.02
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)  # its signal comes here too
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
+
+    Where SIGINT is ignored from the start, as in a shell's background job, it stays so.
+    """
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGALRM)}
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        if signal.getsignal(one) is not signal.SIG_IGN:
+            signal.signal(one, _interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a late one must not raise inside a library's exit hook

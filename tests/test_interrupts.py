@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM end the work wherever they come."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from glue_bench.interrupts import interruptible
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+class Signals:
+    """An object in whose destructor a signal arrives."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+        self.ended = False
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        for _ in range(10):  # Python calls the handler between two of these
+            time.sleep(0.001)
+        self.ended = True
+
+
+@BOTH
+def test_a_signal_interrupts(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+@BOTH
+@pytest.mark.filterwarnings("error")  # an exception lost in a destructor is a warning of pytest's
+def test_a_signal_within_a_destructor_interrupts_after_it(number: signal.Signals) -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        Signals(number)
+        time.sleep(5)
+    assert time.monotonic() - started < 5
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGALRM)]
+    with interruptible():
+        assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is not before[0]
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGALRM)] == before
+
+
+def test_what_ignores_sigint_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
