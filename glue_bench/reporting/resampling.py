@@ -16,6 +16,8 @@ from glue_bench.learning.metrics import checked_labels, checked_predictions
 from glue_bench.tasks import TASKS, Task
 
 CELLS = 1 << 22  # counts held at once: 32 MB of float64
+# Examples from which on too few resamples fit into CELLS to make a Python step per distinct value worth while.
+MANY_EXAMPLES = 1 << 16
 MULTINOMIAL_COST = 7  # the count of one pattern costs as much as drawing this many examples (measured)
 
 
@@ -190,6 +192,8 @@ def _spearman(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.n
     squares is (n^3 - sum g^3) / 12. Constants drop out against centred ranks of the labels. All sums are of halves of
     integers, hence exact. A group is a row of B numbers: the passes below stay in the processor's cache.
     """
+    if len(labels) > MANY_EXAMPLES:
+        return _spearman_of_many(labels, runs, weights)
     n, half, cubes = weights.sum(axis=0), weights / 2, weights * weights * weights
     untied = n * n * n - cubes.sum(axis=0)
     spread_y, ranks = untied.copy(), np.empty_like(weights)
@@ -209,6 +213,37 @@ def _spearman(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.n
             covariance += part
         result[i] = _divide(12 * covariance, np.sqrt(spread_x * spread_y))
     return result
+
+
+def _spearman_of_many(labels: np.ndarray, runs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`_spearman` resample by resample: each takes a few passes over all examples instead of a step per value."""
+    result = np.empty((len(runs), weights.shape[1]))
+    orders = [_sorted_groups(values) for values in (labels, *runs)]
+    for column in range(weights.shape[1]):
+        weight = np.ascontiguousarray(weights[:, column])
+        n = weight.sum()
+        ranks, spread_y = _mid_ranks(*orders[0], weight)
+        ranks = (ranks - n / 2) * weight
+        for i, order in enumerate(orders[1:]):
+            middle, spread_x = _mid_ranks(*order, weight)
+            result[i, column] = _divide(12 * (ranks @ middle), np.sqrt(spread_x * spread_y))
+    return result
+
+
+def _sorted_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in rising order of their values, and where in that order each group of equal values starts."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    return order, np.append(0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+
+
+def _mid_ranks(order: np.ndarray, starts: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) weight up to the middle of each row's group, and 12 times the ranks' centred sum of squares."""
+    groups = np.add.reduceat(weight[order], starts)
+    up_to = np.cumsum(groups)
+    ranks = np.empty(len(order))
+    ranks[order] = np.repeat(up_to - groups / 2, np.diff(starts, append=len(order)))
+    return ranks, up_to[-1] ** 3 - (groups**3).sum()
 
 
 def _groups(values: np.ndarray, half: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -312,3 +312,17 @@ def test_speed_up_from_paired_passes() -> None:
 def test_speed_up_refuses_wrong_times(teacher: list[float], student: list[float]) -> None:
     with pytest.raises(ValueError, match="pass"):
         ratio_interval(teacher, student, **SETTINGS)
+
+
+def test_many_examples_take_another_path_to_the_same_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond MANY_EXAMPLES resamples are ranked one by one; ties, a constant run and repeated rows included."""
+    one = simulated("stsb", 0.6, 2, 300)
+    runs = np.stack([np.round(one.predictions[0], 1), one.predictions[1], np.full(300, 2.5)])
+
+    def scores() -> np.ndarray:
+        return run_scores(TASKS["stsb"], one.labels, runs, 20, np.random.default_rng(0))
+
+    grouped = scores()
+    monkeypatch.setattr(resampling, "MANY_EXAMPLES", 10)
+    assert np.abs(scores() - grouped).max() < 1e-12
+    assert grouped[:, 0].std() > 0.01 and not grouped[:, 2].any()
