@@ -111,6 +111,8 @@ def main() -> int:
     wrong = [kill for kill in asked if kill["code"] != 130 or not kill["says_how_to_go_on"] or kill["orphans"]]
     print(f"\n{len(kills)} kills, {len(expected)} files compared, {len(different)} differ, {tracebacks} tracebacks")
     print(f"SIGTERM and SIGINT: slowest end {slowest} s; {len(wrong)} without code 130, advice, or with a process left")
+    for kill in wrong:
+        print(f"  wrong end: {kill}")
     for name in different:
         print(f"  differs: {name}")
     figures = {"kills": len(kills), "files_compared": len(expected), "different": different, "tracebacks": tracebacks}

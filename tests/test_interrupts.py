@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +43,19 @@ def test_a_signal_within_a_destructor_interrupts_after_it(number: signal.Signals
         Signals(number)
         time.sleep(5)
     assert time.monotonic() - started < 5
+
+
+def test_an_interrupt_within_compiled_text_is_handled_for_good() -> None:
+    """Of a plain KeyboardInterrupt there the process would die, long after it was handled."""
+    program = """
+from glue_bench.interrupts import interruptible
+try:
+    with interruptible():
+        exec("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)")
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1]).returncode == 130
 
 
 def test_handlers_are_put_back() -> None:
