@@ -45,7 +45,7 @@ def test_a_signal_within_a_destructor_interrupts_after_it(number: signal.Signals
     assert time.monotonic() - started < 5
 
 
-def test_an_interrupt_within_compiled_text_is_handled_for_good() -> None:
+def test_an_interrupt_within_compiled_text_is_handled_for_good(tmp_path: Path) -> None:
     """Of a plain KeyboardInterrupt there the process would die, long after it was handled."""
     program = """
 from glue_bench.interrupts import interruptible
@@ -55,7 +55,10 @@ try:
 except KeyboardInterrupt:
     raise SystemExit(130)
 """
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1]).returncode == 130
+    (tmp_path / "interrupted.py").write_text(program, encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode == 130
 
 
 def test_handlers_are_put_back() -> None:
