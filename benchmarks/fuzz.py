@@ -140,7 +140,7 @@ def interrupted(results: Path, config: Path) -> None:
     """A run that was interrupted after the last checkpoint of pretrain."""
     with mock.patch("glue_bench.stages.pretrain.save_model", side_effect=KeyboardInterrupt):
         code, out, err = run_all(results, config)
-    if code != 130 or not list(results.glob(f"{RUN}/pretrain/*/checkpoints/*/state.json")):
+    if code != 130 or not list(results.glob(f"{RUN}/pretrain/*/checkpoints/*/*/state.json")):
         raise SystemExit(f"the interrupted run is not as wanted: {code}\n{out}{err}")
 
 

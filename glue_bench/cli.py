@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -133,14 +134,15 @@ def _run_verb(arguments: Sequence[str]) -> int:
         options = build_parser().parse_args(arguments)
         return _dispatch(options)
     except KeyboardInterrupt:
-        _complain(f"interrupted; what is finished is kept. To go on: python -m glue_bench {' '.join(arguments)}")
+        _complain(f"interrupted; what is finished is kept. To go on: python -m glue_bench {shlex.join(arguments)}")
         return 130
     except GlueBenchError as error:
         if debug:
             _show_traceback()
         _complain(str(error))
         return error.exit_code
-    except BrokenPipeError:
+    except BrokenPipeError:  # of `| head`: the interpreter's own last flush must not fail too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
     except MemoryError:
         _complain(OUT_OF_MEMORY)

@@ -102,9 +102,10 @@ def finetune_on_ray(steps: Sequence[Step], run: Run) -> None:
         store = replace(run.store, results=run.store.results.resolve())
         quiet = replace(run, store=store, say=_nothing, step_locks=True)
         started: dict[str, Any] = {}
+        fingerprints_there = ray.put(known)  # once for all tasks: it is as long as the plan
         for step in grid:
             waits = [started[name] for name in step.needs if name in started]
-            started[step.name] = job.remote(step, known, quiet, *waits)
+            started[step.name] = job.remote(step, fingerprints_there, quiet, *waits)
         names = {reference: name for name, reference in started.items()}
         while names:
             (done, *_), _ = ray.wait(list(names))

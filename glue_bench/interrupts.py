@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as KeyboardInterrupt, on which trainings save and locks are left; never lost in a destructor.
+"""SIGINT, SIGTERM and SIGHUP as KeyboardInterrupt, on which trainings save and locks are left; never lost in __del__.
 
 Python drops an exception that is raised while some object's __del__ runs, and with it the wish to stop: a run was seen
 to go on after SIGTERM. So the exception waits until no __del__ is at work.
@@ -31,12 +31,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
+    """Within the block SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread.
 
-    Where SIGINT is ignored from the start, as in a shell's background job, it stays so.
+    What is ignored from the start, as SIGINT in a shell's background job or SIGHUP under nohup, stays so.
     """
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGALRM)}
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGHUP, signal.SIGALRM)}
+    for one in (*before, signal.SIGTERM):
         if signal.getsignal(one) is not signal.SIG_IGN:
             signal.signal(one, _interrupt)
     try:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def environment(threads: int, precision: str) -> Environment:
     )
 
 
+@cache
 def source_commit() -> str:
     """The code that ran: the checkout's commit (with + where files differ), else a hash of the installed modules."""
     package = Path(__file__).parent

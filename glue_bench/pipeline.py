@@ -100,7 +100,8 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
         if _rank() == 0:
             write_config(run)
         numbers = {step.name: f"[{i}/{len(wanted)}]" for i, step in enumerate(wanted, start=1)}
-        remaining = [step for step in wanted if _is_mine(step, wanted, run.shard)]
+        grid = {step.name: i for i, step in enumerate(one for one in wanted if one.stage == "finetune")}
+        remaining = [step for step in wanted if _is_mine(grid.get(step.name), run.shard)]
         computed = 0
         rehearsed = _rank() != 0
         while remaining:
@@ -161,6 +162,9 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         state = run.store.state(step.name, known[step.name], reasons)  # another shard may have finished it meanwhile
         if state.kind == "done" and not force:
             return 0
+        if state.kind == "damaged" and step.stage in DISTRIBUTED_STAGES and not force:
+            folder = run.store.folder(step.name)  # days of work, for an edited model card perhaps: not without asking
+            raise StepError(f"{state.why}; restore it, or delete {folder} and run again: the step is computed anew")
         if state.kind in ("stale", "damaged"):
             run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
         _refuse_changed_needs(step, run)
@@ -245,12 +249,9 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _is_mine(step: Step, wanted: Sequence[Step], shard: Shard) -> bool:
-    """Fine-tunings are dealt out in turn; every other step is for whoever comes first (its lock decides)."""
-    if shard.count == 1 or step.stage != "finetune":
-        return True
-    grid = [one.name for one in wanted if one.stage == "finetune"]
-    return grid.index(step.name) % shard.count == shard.index - 1
+def _is_mine(number: int | None, shard: Shard) -> bool:
+    """Fine-tunings, which have numbers, are dealt out in turn; every other step is for whoever comes first."""
+    return number is None or number % shard.count == shard.index - 1
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ class Timing:
     turn_s: tuple[float, ...] = ()  # empty in records of before turns were kept
 
     def __post_init__(self) -> None:
-        if min((*self.samples_s, *self.pass_s), default=1) <= 0:
+        if min((*self.samples_s, *self.pass_s, *self.turn_s), default=1) <= 0:
             raise ValueError(f"{self.model}: a time of 0 seconds or less")
 
 
@@ -222,7 +222,7 @@ def is_record(record: Any) -> bool:
         and all(isinstance(one, str) for one in (*record["needs"].values(), *record["inputs"].values()))
         and all(is_inside(name) for name in (*record["needs"], *record.get("seals", {})))
         and _is_listing(record["outputs"])
-        and _is_listing(record["result"].get("files", {}))
+        and all(_is_listing(record["result"].get(name, {})) for name in ("files", "weights_files"))
         and seal_holds(record)
         and _is_result(record["step"].split("/")[0], record["result"])
     )

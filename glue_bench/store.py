@@ -96,12 +96,24 @@ class Store:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """A step folder's record.json as a mapping; None where it is missing, unreadable, edited or of another shape."""
+    """A step folder's record.json as a mapping; None where it is missing, unreadable, edited or of another shape.
+
+    Raises UserError where the system refuses to read it: that says nothing of what it holds.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return record if is_record(record) else None
+    except OSError as error:
+        if not is_absence(error):
+            raise UserError(describe_os_error(error, folder / RECORD)) from None
+        return None
     except UNREADABLE:
         return None
+
+
+def is_absence(error: OSError) -> bool:
+    """Whether an error of reading a file says that it is not there as a file; any other may pass, and its file live."""
+    return isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or error.errno == errno.ELOOP
 
 
 def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -140,7 +152,7 @@ def damaged_file(
     """Name the first listed file that is missing or changed; empty where all are intact.
 
     Contents are hashed where size or time stamp differ, or always with `hash_all`; with `once` too, but each file once
-    in the life of this process.
+    in the life of this process. Raises UserError where the system refuses to read one.
     """
     for name, listed in outputs.items():
         path = folder / name
@@ -155,6 +167,8 @@ def damaged_file(
         except FileNotFoundError:
             return f"{path} is missing"
         except OSError as error:
+            if not is_absence(error):
+                raise UserError(describe_os_error(error, path)) from None
             return f"{path} cannot be read ({error.strerror or error})"
     return ""
 
@@ -200,6 +214,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        for written in [*temporary.rglob("*"), temporary]:  # a record must not reach the disk before what it lists
+            _flush(written)
         path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
     except Exception as error:
@@ -208,6 +224,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise StepError(describe_os_error(os_error, path)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _temporary(path: Path) -> Path:
@@ -310,7 +334,7 @@ def lock(
             yield
         finally:
             with contextlib.suppress(OSError):
-                if _owner(path) == own:  # of those that share it, the last to come
+                if not shared:  # those that share it may be several, of one process too: the text outlives its writer
                     file.truncate(0)
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the work wherever they come."""
+"""SIGINT, SIGTERM and SIGHUP end the work wherever they come."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from glue_bench.interrupts import interruptible
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+ALL = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 class Signals:
@@ -28,14 +28,14 @@ class Signals:
         self.ended = True
 
 
-@BOTH
+@ALL
 def test_a_signal_interrupts(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), interruptible():
         os.kill(os.getpid(), number)
         time.sleep(5)
 
 
-@BOTH
+@ALL
 @pytest.mark.filterwarnings("error")  # an exception lost in a destructor is a warning of pytest's
 def test_a_signal_within_a_destructor_interrupts_after_it(number: signal.Signals) -> None:
     started = time.monotonic()

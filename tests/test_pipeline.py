@@ -1,6 +1,7 @@
 """The pipeline: done steps are skipped, stale and damaged ones redone, shards share the work, nothing is done twice."""
 
 import json
+import shutil
 import sys
 import threading
 import types
@@ -145,3 +146,21 @@ def test_needs_are_found_transitively() -> None:
     wanted = with_needs(STEPS, STEPS[1:4])
     assert [step.name for step in wanted] == [step.name for step in STEPS[:4]]
     assert with_needs(STEPS, STEPS[:1]) == [STEPS[0]]
+
+
+def test_a_damaged_training_is_not_redone_without_asking(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edited model card must not cost days: the error names the file and how to have the step computed anew."""
+    monkeypatch.setitem(sys.modules, "glue_bench.stages.distill", sys.modules["glue_bench.stages.finetune"])
+    monkeypatch.setattr("glue_bench.pipeline.REHEARSED", ())
+    steps = (Step("distill/small", {"tokens": 5}),)
+    run_steps(steps, steps, make_run(tmp_path)[0])
+    run, _ = make_run(tmp_path)
+    folder = run.store.folder("distill/small")
+    (folder / "out.txt").write_text("edited", encoding="utf-8")
+    with pytest.raises(StepError, match=r"out.txt has 6 bytes instead of .*; restore it, or delete .*distill/small"):
+        run_steps(steps, steps, run)
+    assert computed == ["distill/small"]
+    shutil.rmtree(folder)
+    assert run_steps(steps, steps, run)

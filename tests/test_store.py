@@ -1,5 +1,6 @@
 """The store: whole files or none, damage noticed, locks that die with their owner, nothing written through links."""
 
+import errno
 import json
 import os
 import signal
@@ -179,3 +180,29 @@ def test_lock_waits(tmp_path: Path) -> None:
     with lock(path, wait_s=30):
         assert time.monotonic() - started < 30
     owner.wait()
+
+
+def test_what_the_system_refuses_to_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a network file system says nothing of a file: days of training must not be redone for it."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    listed = list_outputs(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError, match="record.json: Stale file handle"):
+        read_record(tmp_path)
+    with pytest.raises(UserError, match="model.safetensors: Stale file handle"):
+        damaged_file(tmp_path, listed)
+
+
+def test_those_who_share_a_lock_leave_a_name(tmp_path: Path) -> None:
+    """The owner of a run's lock takes it again for each walk over the plan: its name must outlive that."""
+    path = tmp_path / ".lock"
+    with lock(path, wait_s=0, shared=True):
+        with lock(path, wait_s=0, shared=True):
+            pass
+        with pytest.raises(UserError, match=f"in use by pid {os.getpid()} on "), lock(path, wait_s=0):
+            pass

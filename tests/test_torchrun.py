@@ -136,7 +136,7 @@ def run_here(results: Path) -> None:
 
 def checkpoints(results: Path) -> list[int]:
     """Steps of the checkpoints that are whole."""
-    return sorted(int(path.name[5:]) for path in step_folder(results).glob("checkpoints/step-*"))
+    return sorted(int(path.name[5:]) for path in step_folder(results).glob("checkpoints/*/step-*"))
 
 
 def said(out: str) -> list[str]:
@@ -185,7 +185,7 @@ def test_two_processes_do_what_one_does_though_one_is_killed(
     with lock(results / "tiny" / ".lock", wait_s=0):
         pass
     reached = checkpoints(results)[-1]
-    state = step_folder(results) / "checkpoints" / f"step-{reached:08d}" / "state.json"
+    (state,) = step_folder(results).glob(f"checkpoints/*/step-{reached:08d}/state.json")
     log = json.loads(state.read_text(encoding="utf-8"))["state"]["log"]
 
     with torchrun(results) as process:

@@ -6,6 +6,7 @@ hashes, looked at whenever it is opened: a damaged cache is made anew.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ def build_corpus(
             return open_corpus(cache, key).manifest
         except DamagedCache:
             pass
+        for killed in cache.glob(f".{key}.*.partial"):  # what a killed process left: gigabytes
+            shutil.rmtree(killed, ignore_errors=True)
         with atomic_folder(folder) as temporary:
             manifest = {
                 "key": key,
@@ -157,7 +160,8 @@ def corpus_of(store: Store, load_tokenizer: Callable[[Path], Any]) -> Corpus:
     except DamagedCache as damage:
         for one in inputs.values():
             if one.identity.startswith("sha256:") and f"sha256:{_hash(one.location)}" != one.identity:
-                raise StepError(f"{damage}, and {one.location} is not the text it was; run prepare again") from None
+                again = f"delete {store.folder('prepare/corpus')} and run prepare again"
+                raise StepError(f"{damage}, and {one.location} is not the text it was; {again}") from None
         tokenizer = load_tokenizer(store.folder(made["tokenizer"]) / "model")
         if build_corpus(cache, made["settings"], inputs, tokenizer)["key"] != key:
             raise StepError(f"{damage}, and the tokenizer is not what it was; run prepare again") from None

@@ -59,18 +59,12 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, torc
     return None
 
 
-def clear_checkpoints(folder: Path, *, keep_fingerprint: str = "") -> None:
-    """Remove all checkpoints, or those that cannot be read or are of another fingerprint than `keep_fingerprint`."""
-    for path in _newest_first(folder):
-        if not keep_fingerprint or _fingerprint(path) != keep_fingerprint:
-            shutil.rmtree(path, ignore_errors=True)
+def checkpoints_of(folder: Path, fingerprint: str) -> Path:
+    """Where a step's folder has the checkpoints of one training.
 
-
-def _fingerprint(path: Path) -> str:
-    try:
-        return str(json.loads((path / STATE).read_text(encoding="utf-8"))["fingerprint"])
-    except (*UNREADABLE, KeyError, TypeError):
-        return ""
+    Those of another, with other settings or another number of threads, stay beside them: their settings may come back.
+    """
+    return folder / "checkpoints" / fingerprint[:12]
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ import torch
 
 from glue_bench.errors import StepError
 from glue_bench.learning.batches import Batch, Batches, MicroBatch
-from glue_bench.learning.checkpoints import clear_checkpoints, load_checkpoint, save_checkpoint
+from glue_bench.learning.checkpoints import checkpoints_of, load_checkpoint, save_checkpoint
 from glue_bench.learning.distributed import Group, first_value, require_same, sum_gradients, sum_tensor
 from glue_bench.learning.dropout import MaskStream, cheap_dropout
 from glue_bench.learning.heap import kept_heap
@@ -80,7 +80,7 @@ def train(
     settings: those of config.Optimisation, with threads and precision. The last checkpoint stays: a step that is killed
     before its record is written does not train again. Raises StepError where the loss is no number or explodes.
     """
-    training = _Training(objective, batches, schedule, settings, folder / "checkpoints", fingerprint)
+    training = _Training(objective, batches, schedule, settings, checkpoints_of(folder, fingerprint), fingerprint)
     training.resume()
     with kept_heap():
         try:
@@ -130,8 +130,6 @@ class _Training:
     def resume(self) -> None:
         """Go on from the newest intact checkpoint that the first process sees."""
         require_same(self.fingerprint, self.group, self.batches.device)
-        if self.group.records:
-            clear_checkpoints(self.checkpoints, keep_fingerprint=self.fingerprint)
         found = load_checkpoint(self.checkpoints, self.fingerprint) if self.group.records else None
         step = first_value(found[0] if found else -1, self.group, self.batches.device)
         if step < 0:

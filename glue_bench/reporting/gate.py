@@ -13,6 +13,7 @@ from typing import Any
 from glue_bench.config import Check
 from glue_bench.errors import UserError
 from glue_bench.inputs import read_summary as read_summary
+from glue_bench.records import seal_of
 from glue_bench.reporting.run_folder import load_run
 from glue_bench.reporting.tables import read_csv
 from glue_bench.store import RECORD, damaged_file, read_record
@@ -94,6 +95,11 @@ def untrusted(folder: Path) -> str:
             return f"{folder / name}: not in the report's record; run report again"
     if damaged := damaged_file(folder, files, hash_all=True):
         return f"{damaged} since the report was written; run report again"
+    for step, fingerprint in record["needs"].items():
+        now = read_record(folder / step)
+        seal = record.get("seals", {}).get(step)
+        if now is not None and (now["fingerprint"] != fingerprint or (seal and seal_of(now) != seal)):
+            return f"{step} was computed anew since the report was written; run report again"
     return ""
 
 

@@ -87,6 +87,10 @@ def _record(
             yield f"{where}: {key} is {record['settings'].get(key)!r}, the config says {value!r}"
     if damaged := damaged_file(run.root / step, record["outputs"], hash_all=True):
         yield f"{damaged}, says {where}"
+    weights = run.root / step / "weights"
+    listed = record["result"].get("weights_files", {}) if weights.is_dir() else {}
+    if damaged := damaged_file(weights, listed, hash_all=True):
+        yield f"{damaged}, says {where}"
     if step.startswith("finetune/") and PREDICTIONS_FILE not in record["outputs"]:
         yield f"{where}: {PREDICTIONS_FILE} is not among its files"
 
@@ -101,7 +105,9 @@ def _settings(config: Config, step: str) -> dict[str, Any]:
         case ["pretrain", _]:
             return _optimisation(plain(config.pretrain))
         case ["distill", model]:
-            student = next(one for one in config.students if one.name == model)
+            student = next((one for one in config.students if one.name == model), None)
+            if student is None:
+                return {}  # of an earlier config; nothing of it enters the tables
             return _optimisation(plain(distill_settings(config, student))) | {"layers": list(student.layers)}
         case ["finetune", model, task, _] if model != "majority":
             own = config.teacher if model == config.teacher.name else None

@@ -39,7 +39,7 @@ from glue_bench.learning.saving import save_model
 from glue_bench.machine import torch_device, use_threads
 from glue_bench.plan import Step
 from glue_bench.records import Score, Training
-from glue_bench.store import Store
+from glue_bench.store import Store, list_outputs
 from glue_bench.tasks import TASKS, Task
 
 AX = "ax"  # the split name of the diagnostic set among MNLI's predictions
@@ -92,7 +92,9 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
             predictions.append(_decided(split, examples, logits, task))
             truncated[split] = encoded.truncated
     write_predictions(store.folder(step.name) / PREDICTIONS_FILE, predictions)
-    return _result(step, predictions, truncated, training)
+    # Apart from the outputs, as the report prunes them; what reads them later looks whether they are still these.
+    kept = {"weights_files": list_outputs(store.folder(step.name) / "weights")} if "weights" in step.settings else {}
+    return _result(step, predictions, truncated, training) | kept
 
 
 def _fine_tuned(step: Step, store: Store, task: Task, device: torch.device) -> tuple[PreTrainedModel, Words, Training]:

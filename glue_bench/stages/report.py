@@ -45,6 +45,8 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
 def _keep_baseline(folder: RunFolder) -> None:
     """Copy the baseline beside the tables: the verdict can then be repeated wherever the folder goes."""
     copy, given = folder.root / BASELINE_FILE, folder.config.check.baseline
+    if given and Path(given).resolve() == copy.resolve():
+        return
     copy.unlink(missing_ok=True)
     if not given:
         return
@@ -88,7 +90,7 @@ def missing_weights(folder: RunFolder, scores: Scores) -> list[str]:
     trained = [cell for cell in folder.cells if "weights" in folder.records.get(cell.step, {}).get("settings", {})]
     gone = [cell for cell in trained if not (folder.root / cell.step / "weights").is_dir()]
     if keep == "median":
-        there = {(cell.model, cell.task) for cell in trained if cell not in gone}
+        there = {(cell.model, cell.task) for cell in set(trained) - set(gone)}
         medians = {(m, t, one.median_seed) for m, tasks in scores.headlines.items() for t, one in tasks.items()}
         gone = [c for c in gone if (c.model, c.task, c.seed) in medians and (c.model, c.task) not in there]
     return [] if keep == "none" else [cell.step for cell in gone]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from glue_bench.data.predictions import PREDICTIONS_FILE, Predictions, decide, read_predictions, write_predictions
+from glue_bench.errors import StepError
 from glue_bench.learning.classify import longest_input
 from glue_bench.learning.metrics import headline, score_with_warnings
 from glue_bench.learning.models import load_finetuned, load_tokenizer
@@ -22,7 +23,7 @@ from glue_bench.plan import Step
 from glue_bench.records import Score
 from glue_bench.reporting.quantised import logit_difference
 from glue_bench.reporting.scores import Spread
-from glue_bench.store import Store
+from glue_bench.store import Store, damaged_file
 from glue_bench.tasks import TASKS, Task
 from glue_bench.timing.backends import (
     BACKENDS,
@@ -79,6 +80,10 @@ def _weights(step: Step, store: Store) -> tuple[str, Path]:
 
 def _predict(step: Step, store: Store, source_step: str, weights: Path, scratch: Path) -> dict[str, Any]:
     settings, task = step.settings, TASKS[step.settings["task"]]
+    if not step.inputs and (
+        damaged := damaged_file(weights, store.result(source_step).get("weights_files", {}), hash_all=True)
+    ):
+        raise StepError(f"{damaged}; delete {store.folder(source_step)} and run again: the step is computed anew")
     model, columns = load_finetuned(weights, task)
     tokenizer = load_tokenizer(weights)
     longest = longest_input(model, tokenizer, settings["max_length"])

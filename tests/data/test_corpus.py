@@ -417,3 +417,14 @@ def test_hub_locations() -> None:
     """hub:ID[:SUBSET][@COMMIT]."""
     assert hub_parts("hub:a/b") == ("a/b", "", "")
     assert hub_parts("hub:a/b:c@1f") == ("a/b", "c", "1f")
+
+
+def test_what_a_killed_process_left_of_a_cache_goes(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+    one = write_text(tmp_path / "a.txt", [document(30, i) for i in range(20)])
+    key = cache_key(SETTINGS, {"text-0": one}, tokenizer)
+    ours, others = (tmp_path / "cache" / f".{name}.0a1b.partial" for name in (key, "other"))
+    for folder in (ours, others):
+        folder.mkdir(parents=True)
+        (folder / "train.tokens.bin").write_bytes(b"gigabytes")
+    assert build_corpus(tmp_path / "cache", SETTINGS, {"text-0": one}, tokenizer)["key"] == key
+    assert not ours.exists() and others.exists(), "another text's may be in the making"

@@ -319,13 +319,15 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
-    """Another fingerprint means another training: its checkpoints are removed."""
+    """Another fingerprint means another training: its checkpoints do not serve, and stay for when it comes back."""
     checkpoints.save_checkpoint(tmp_path, 3, "other", {"model/x": torch.ones(2)}, {})
     assert checkpoints.load_checkpoint(tmp_path, "one") is None
     assert checkpoints.load_checkpoint(tmp_path, "other") is not None
     training = train_to_end(tmp_path, steps=2)
     assert training.step == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert checkpoints.load_checkpoint(tmp_path, "other") is not None
+    places = [checkpoints.checkpoints_of(tmp_path, fingerprint * 64) for fingerprint in "ab"]
+    assert places[0] != places[1] and {one.parent for one in places} == {tmp_path / "checkpoints"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])

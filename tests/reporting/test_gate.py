@@ -9,6 +9,7 @@ from synthetic_run import copy_run, make_run, report_again, settings, small_run
 
 from glue_bench.config import Check
 from glue_bench.errors import UserError
+from glue_bench.records import sealed
 from glue_bench.reporting.gate import Gate, check_run, judge
 
 NOTHING = dict.fromkeys(("min_retention", "min_speedup", "min_size_reduction", "judge", "baseline")) | {"min_task": {}}
@@ -159,3 +160,14 @@ def test_the_configs_baseline_goes_with_the_run(tmp_path: Path) -> None:
     (store.root / "baseline.json").unlink()
     gate = check_run(store.root, **NOTHING)
     assert not gate.passed and "baseline" in gate.reasons[0]
+
+
+def test_a_step_computed_anew_since_the_report_does_not_pass(tmp_path: Path) -> None:
+    store = copy_run(tmp_path)
+    assert check_run(store.root, **NOTHING).passed
+    path = store.folder("finetune/distil-2/rte/seed-0") / "record.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(sealed(content | {"fingerprint": "0" * 64})), encoding="utf-8")
+    gate = check_run(store.root, **NOTHING)
+    assert not gate.passed
+    assert gate.reasons[0].startswith("finetune/distil-2/rte/seed-0 was computed anew since the report")

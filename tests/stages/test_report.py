@@ -102,3 +102,13 @@ def test_a_new_report_replaces_the_old_one(tmp_path: Path) -> None:
     board = (store.results / "leaderboard.csv").read_text()
     kept = json.loads((store.root / "summary.json").read_text())["models"]["distil-2"]["retention"]["value"]
     assert repr(kept) in board
+
+
+def test_the_runs_own_baseline_is_not_deleted(tmp_path: Path) -> None:
+    """Kept where the report puts its copy, the user's file is its own copy."""
+    baseline = tmp_path / "synthetic" / "baseline.json"
+    baseline.parent.mkdir()
+    baseline.write_bytes((small_run().root / "summary.json").read_bytes())
+    store = make_run(tmp_path, settings(check={"baseline": str(baseline)}, **TASKS))
+    assert store.root == baseline.parent
+    assert baseline.read_bytes() == (small_run().root / "summary.json").read_bytes()

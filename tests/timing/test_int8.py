@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import torch
 from timing_models import save_bert, tokenizer
 
 from glue_bench.data.predictions import Predictions, decide, read_predictions, write_predictions
+from glue_bench.errors import StepError
 from glue_bench.inputs import Input
 from glue_bench.learning.models import load_classifier
 from glue_bench.plan import Step
 from glue_bench.records import Score
-from glue_bench.store import Store
+from glue_bench.store import Store, list_outputs
 from glue_bench.tasks import TASKS
 from glue_bench.timing import int8
 from glue_bench.timing.backends import BACKENDS, Backend, Unavailable, load_eager
@@ -184,3 +186,23 @@ def test_what_fails_is_a_reason_and_never_a_number(store, tmp_path, monkeypatch,
         assert reason in result["skipped"] and "\n" not in result["skipped"]
         assert result["scores"] == [] and result["bytes_on_disk"] is None
         assert not target.exists()
+
+
+def test_weights_that_changed_since_they_were_trained_are_refused(store, tmp_path, eager_exports):
+    eager_exports()
+    copy = without_weights(store, tmp_path / "copy")
+    step = copy.folder(f"{CELL}/seed-2")
+    listed = list_outputs(store.folder(f"{CELL}/seed-2") / "weights")
+    record = json.loads((step / "record.json").read_text(encoding="utf-8"))
+    record["result"]["weights_files"] = listed
+    (step / "record.json").unlink()
+    (step / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    assert int8.run(STEP, copy, tmp_path)["seed"] == 2
+    (step / "weights").unlink()
+    shutil.copytree(store.folder(f"{CELL}/seed-2") / "weights", step / "weights")
+    weights = step / "weights/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 64
+    weights.write_bytes(content)
+    with pytest.raises(StepError, match="model.safetensors was changed; delete .*seed-2 and run again"):
+        int8.run(STEP, copy, tmp_path)
