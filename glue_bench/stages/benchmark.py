@@ -134,25 +134,27 @@ def _time_all(step: Step, store: Store, folders: Mapping[str, Path], place: Plac
         name: load_classifier(folder, TASKS["stsb"], seed=settings["seed"]).to(device)
         for name, folder in folders.items()
     }
-    longest = min(longest_input(model, tokenizer, LONGEST) for model in models.values())
+    takes = {name: longest_input(model, tokenizer, LONGEST) for name, model in models.items()}
+    longest = min(takes.values())
     vocabulary = min(model.config.vocab_size for model in models.values())
     pool, source = _examples(step, store, tokenizer, longest)
     pool = within_vocabulary(pool, vocabulary)
     checks = check_batches(pool, tokenizer.pad_token_id)
-    rows = []
+    by_model = []
     for name, model in models.items():
         (scratch / name).mkdir()
         source_of_rows = Source(model, device, settings["threads"], scratch / name, checks[0])
-        rows += _rows(name, source_of_rows, checks, settings)
+        by_model.append(_rows(name, source_of_rows, checks, settings))
+    rows = [row for partners in zip(*by_model, strict=True) for row in partners]  # their turns follow each other
     works = [
         work
         for scenario in settings["scenarios"]
-        for work in work_of(scenario, settings["batch_sizes"], pool, settings, tokenizer, longest, vocabulary)
+        for work in work_of(scenario, settings["batch_sizes"], pool, settings, tokenizer, vocabulary)
     ]
     timings, groups = [], []
     with new_garbage_only():
         for work in tqdm(works, desc=step.name, unit="scenario", disable=not machine.is_terminal()):
-            measured, group = _time_together(work, rows, place, settings)
+            measured, group = _time_together(work, _that_fit(rows, work, takes), place, settings)
             timings += measured
             groups.append(group)
     return {
@@ -208,6 +210,16 @@ def _rows(model: str, source: Source, checks: Sequence[Batch], settings: Mapping
                 row = replace(row, ready=None, skipped=f"its logits differ from eager's by up to {difference:.2g}")
             rows.append(row)
     return rows
+
+
+def _that_fit(rows: Sequence[Row], work: Work, takes: Mapping[str, int]) -> list[Row]:
+    """The rows; where a model takes fewer tokens than the scenario has, with the reason. `takes`: model -> tokens."""
+    return [
+        replace(row, ready=None, skipped=f"takes {takes[row.model]} tokens at most")
+        if row.ready and takes[row.model] < work.longest
+        else row
+        for row in rows
+    ]
 
 
 def _failed(row: Row, error: Exception) -> Row:
@@ -271,7 +283,9 @@ def _time_together(
         raw = {part: tuple(round(value, 9) for value in values) for part, values in vars(one).items()}
         timings[name] = replace(timings[name], **raw)
     passes = len(next(iter(measured.values())).pass_s)
-    group |= {"order": list(calls), "passes": passes, "stopped_by_max_seconds": passes < limits.min_passes}
+    seconds = min(sum(one.pass_s) for one in measured.values())
+    stopped = passes < limits.min_passes or seconds < limits.min_seconds
+    group |= {"order": list(calls), "passes": passes, "stopped_by_max_seconds": stopped}
     return list(timings.values()), group | meanwhile
 
 

@@ -213,6 +213,7 @@ def _session(source: Source, path: Path) -> Ready:
         options.intra_op_num_threads = source.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run the cores are the next row's
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors derive from Exception alone
         raise Unavailable(f"ONNX Runtime does not take the model: {first_line(error)}") from None

@@ -117,6 +117,11 @@ class Work:
         return [tuple(batch["input_ids"].shape) for batch in self.batches]
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest batch, padding included."""
+        return max(length for _, length in self.shapes)
+
+    @property
     def largest(self) -> int:
         """Index of the batch with the most tokens, padding included."""
         return max(range(len(self.batches)), key=lambda i: self.batches[i]["input_ids"].numel())
@@ -171,13 +176,13 @@ def check_batches(pool: Sequence[Example], pad: int) -> list[Batch]:
 
 
 def work_of(scenario: str, batch_sizes: Sequence[int], pool: Sequence[Example], settings: Mapping[str, Any],
-            tokenizer: Any, max_length: int, vocabulary: int) -> list[Work]:  # fmt: skip
+            tokenizer: Any, vocabulary: int) -> list[Work]:  # fmt: skip
     """The scenario's work, one per batch size.
 
     stsb-pass: batch 1, the data set's order, passes timed whole, as in the paper (Sanh et al. 2019, section 3).
     throughput: batches of similar length, as a server would group them, padded to the longest of the batch.
-    fixed-128: the same number of examples, each of 128 tokens (or of `max_length` where a model takes fewer), with ids
-    below `vocabulary`, the smallest of the models'.
+    fixed-128: the same number of examples, each of 128 tokens, ids below `vocabulary`, the smallest of the models'. A
+    model that takes fewer tokens cannot do it.
     `examples` of the settings caps a pass (0: all of the pool); a pass has whole batches only.
     """
     examples, seed = settings["examples"], settings["seed"]
@@ -188,7 +193,7 @@ def work_of(scenario: str, batch_sizes: Sequence[int], pool: Sequence[Example], 
     for batch_size in batch_sizes:
         drawn = draw(pool, examples or len(pool), batch_size, seed)
         if scenario == "fixed-128":
-            lengths = [min(FIXED_LENGTH, max_length)] * len(drawn)
+            lengths = [FIXED_LENGTH] * len(drawn)
             drawn = within_vocabulary(random_examples(lengths, tokenizer, seed), vocabulary)
         by_length = sorted(drawn, key=lambda example: len(example.ids))
         works.append(_work(scenario, batch_size, False, by_length, tokenizer.pad_token_id))

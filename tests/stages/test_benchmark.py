@@ -84,6 +84,7 @@ def test_every_scenario_gives_paired_passes_with_all_samples(store):
             assert (one.device, one.threads, one.skipped) == ("cpu", 1, "")
     assert [group["order"] for group in result["groups"]] == [["teacher eager fp32", "student eager fp32"]] * 5
     assert all(group["cores_busy_with_others"] >= 0 for group in result["groups"])
+    assert not any(group["stopped_by_max_seconds"] for group in result["groups"])
     assert result["inputs"]["pairs"] == 1_500
     assert torch.get_num_threads() == 1
 
@@ -211,6 +212,17 @@ def test_a_student_with_a_smaller_vocabulary_is_timed_in_every_scenario(store):
     assert all(one.skipped == "" and one.pass_s for one in timings)
 
 
+def test_a_model_that_takes_fewer_tokens_is_no_row_of_the_fixed_length(store):
+    sizes = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50}
+    short = DistilBertForMaskedLM(DistilBertConfig(max_position_embeddings=64, **sizes))
+    short.save_pretrained(store.folder("distill/short") / "model")
+    models = {"teacher": MODELS["teacher"], "short": "distill/short"}
+    result = benchmark.run(step(models=models, scenarios=["throughput", "fixed-128"], batch_sizes=[4]), store, "cpu")
+    reasons = {(one.model, one.scenario): one.skipped for one in timings_of(result)}
+    assert reasons.pop(("short", "fixed-128")) == "takes 64 tokens at most"
+    assert set(reasons.values()) == {""}
+
+
 def test_a_failing_model_fails_the_step(store, monkeypatch):
     load = partial(load_failing, RuntimeError("shapes do not match"), ("bert",))
     monkeypatch.setitem(BACKENDS, "eager", Backend(("fp32",), load))
@@ -224,14 +236,20 @@ def test_the_exported_model_is_compared_with_eager_and_eager_with_nothing(store,
         return replace(ready, logits=lambda output: ready.logits(output) + 0.25, bytes_on_disk=123)
 
     monkeypatch.setitem(BACKENDS, "onnx-int8", Backend(("int8",), load))
-    timings = timings_of(benchmark.run(step(backends=["eager", "onnx-int8"]), store, "cpu"))
+    result = benchmark.run(step(backends=["eager", "onnx-int8"]), store, "cpu")
+    timings = timings_of(result)
+    rows = ("eager fp32", "onnx-int8 int8")
+    assert result["groups"][0]["order"] == [f"{model} {row}" for row in rows for model in MODELS], (
+        "partners side by side"
+    )
     found = {(one.model, one.backend): (one.largest_logit_difference, one.bytes_on_disk) for one in timings}
     assert found["student", "eager"] == (None, None)
     assert found["student", "onnx-int8"] == (pytest.approx(0.25), 123)
 
 
-def test_time_runs_out_after_one_pair_of_passes_and_the_record_says_so(store):
-    result = benchmark.run(step(min_passes=1_000, max_seconds=1e-9), store, "cpu")
+@pytest.mark.parametrize("least", [{"min_passes": 1_000}, {"min_passes": 2, "min_seconds": 1e6}])
+def test_time_runs_out_after_one_pair_of_passes_and_the_record_says_so(store, least):
+    result = benchmark.run(step(**least, max_seconds=1e-9), store, "cpu")
     assert [len(one.pass_s) for one in timings_of(result)] == [2, 2]
     assert result["groups"][0]["stopped_by_max_seconds"] is True
 

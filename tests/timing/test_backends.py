@@ -188,6 +188,22 @@ def test_a_backend_of_one_precision_has_no_choice():
     assert BACKENDS["eager"].wanted(("bf16", "fp32")) == ["bf16", "fp32"]
 
 
+def test_a_session_leaves_the_cores_to_the_next_row_after_its_run(source, monkeypatch, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    seen = []
+
+    class Session:
+        def __init__(self, path, options, providers):
+            seen.append(options.get_session_config_entry("session.force_spinning_stop"))
+
+        def get_inputs(self):
+            return []
+
+    monkeypatch.setattr(runtime, "InferenceSession", Session)
+    backends._session(source, tmp_path / "model.onnx")
+    assert seen == ["1"]
+
+
 @NEEDS_ONNX
 @pytest.mark.slow
 def test_the_exported_models_compute_the_same_on_shapes_never_seen(source, checks):

@@ -100,16 +100,16 @@ def test_drawing_gives_whole_batches_and_repeats_only_a_pool_that_is_too_small(c
 
 def test_the_papers_scenario_is_the_dev_set_in_its_order_one_by_one(tokenizer):
     pool = random_examples([9, 5, 30, 7], tokenizer, seed=0)
-    (work,) = work_of("stsb-pass", (1, 8, 32), pool, {"examples": 0, "seed": 0}, tokenizer, 64, 50)
+    (work,) = work_of("stsb-pass", (1, 8, 32), pool, {"examples": 0, "seed": 0}, tokenizer, 50)
     assert work.shapes == [(1, 9), (1, 5), (1, 30), (1, 7)]
     assert (work.whole_pass, work.batch_size, work.examples, work.largest) == (True, 1, 4, 2)
-    (work,) = work_of("stsb-pass", (1, 8, 32), pool, {"examples": 2, "seed": 0}, tokenizer, 64, 50)
+    (work,) = work_of("stsb-pass", (1, 8, 32), pool, {"examples": 2, "seed": 0}, tokenizer, 50)
     assert work.examples == len(work.batches) == 2
 
 
 def test_throughput_groups_like_lengths(tokenizer):
     pool = random_examples([30, 5, 29, 6, 28, 7, 27, 8, 26, 9], tokenizer, seed=0)
-    one, five = work_of("throughput", (1, 5), pool, SETTINGS, tokenizer, 64, 50)
+    one, five = work_of("throughput", (1, 5), pool, SETTINGS, tokenizer, 50)
     assert five.shapes == [(5, 9), (5, 30)]
     assert len(one.batches) == one.examples == five.examples == 10
     assert not five.whole_pass
@@ -118,17 +118,16 @@ def test_throughput_groups_like_lengths(tokenizer):
 
 def test_fixed_length_has_no_padding_and_as_many_examples(tokenizer):
     pool = random_examples([9] * 12, tokenizer, seed=0)
-    (work,) = work_of("fixed-128", (4,), pool, SETTINGS, tokenizer, 512, 50)
+    (work,) = work_of("fixed-128", (4,), pool, SETTINGS, tokenizer, 50)
     assert work.shapes == [(4, 128), (4, 128)]
     assert all(batch["attention_mask"].all() for batch in work.batches)
-    (short,) = work_of("fixed-128", (4,), pool, SETTINGS, tokenizer, 40, 50)
-    assert short.shapes == [(4, 40), (4, 40)]
+    assert work.longest == 128
 
 
 def test_random_ids_stay_within_the_smaller_vocabulary_of_teacher_and_student(tokenizer):
     """A student of another vocabulary has no vectors for the tokenizer's last words."""
     pool = random_examples([9] * 12, tokenizer, seed=0)
-    (work,) = work_of("fixed-128", (4,), pool, SETTINGS, tokenizer, 128, 20)
+    (work,) = work_of("fixed-128", (4,), pool, SETTINGS, tokenizer, 20)
     assert max(int(batch["input_ids"].max()) for batch in work.batches) == 19
 
 
