@@ -4,8 +4,8 @@
 
 A tiny run (one teacher, one student, two tasks, two seeds) is made once; each round damages one file of a copy, of the
 finished run or of one that was interrupted with its checkpoints, in one of the ways of tests/damage.py. A refusal must
-name the file, and its remedy (take the file away) must lead to the same tables. A round is repeated by
-`--first NUMBER --rounds 1` with the same seed. Last line: one JSON object.
+name the file, and its remedy (take away the file, or the folder that it names) must lead to the same tables. A round is
+repeated by `--first NUMBER --rounds 1` with the same seed. Last line: one JSON object.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from damage import KINDS, remove
+from damage import KINDS, remedy
 from synthetic_run import undrawn
 
 from glue_bench import cli
@@ -192,7 +192,7 @@ def full_run(copy: Path, path: Path, reference: Reference, kind: str, where: str
     if code not in (0, 1):
         ending = _ending(code, err, path, copy, right=False, agreed=(), refusals=(2, 3))
         tally.add("run-all", kind, ending, where, err)
-        remove(path)
+        remedy(path, err)
         code, out, err = run_all(copy, reference.config)
         if code != 0 or contents(copy) != reference.contents:
             tally.add("remedy", kind, "not_remedied", where, out + err)

@@ -6,6 +6,7 @@ Every kind takes a path and a seeded random.Random, and changes what stands ther
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,8 @@ KINDS: dict[str, Callable[[Path, random.Random], None]] = {
 }
 
 
-def remove(path: Path) -> None:
-    """The remedy that every refusal names: take away what is damaged."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def remedy(path: Path, message: str) -> None:
+    """Do what a refusal says: delete the folder it names, else take away what is damaged."""
+    named = re.search(r"delete (\S+) and run again", message)
+    place = Path(named[1]) if named else path
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import synthetic_run
-from damage import KINDS, flip_silently, remove
+from damage import KINDS, flip_silently, remedy
 from synthetic_run import change_predictions, make_run, run_all, settings, undrawn
 
 from glue_bench import cli
@@ -109,7 +109,7 @@ def test_run_all_redoes_the_step_or_names_the_file(file: str, kind: str, run: St
         run_all(run, config(), lambda line: None)
     except GlueBenchError as error:
         assert str(path.relative_to(run.results)) in str(error) and str(error).count("\n") <= 1
-        remove(path)
+        remedy(path, str(error))
         run_all(run, config(), lambda line: None)
     if kind != "bit flipped silently":  # which the next reader of the file tells, and verify
         assert figures(run) == figures(whole)
