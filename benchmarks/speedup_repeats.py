@@ -82,7 +82,25 @@ def measure(
     changes = {**step.settings, "max_seconds": limit}
     results = [benchmark.run(replace(step, settings=changes | {"models": one}), store, device) for one in groups]
     timings = [from_json(Timing, one) for result in results for one in result["timings"]]
-    return timings, [group for result in results for group in result["groups"]]
+    return timings, [group for result in results for group in result["groups"] if group["order"]]
+
+
+def table_of(
+    found: Mapping[str, list[dict[tuple[str, ...], float]]],
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Method -> repeats -> speed-ups as (rows to print, rows as data). A row may be missing from some repeats."""
+    table, figures = [], []
+    for method, repeats in found.items():
+        for key in dict.fromkeys(key for one in repeats for key in one):
+            values = [one[key] for one in repeats if key in one]
+            middle = median(values)
+            worst = max(abs(value / middle - 1) for value in values)
+            cells = [f"{one[key]:.3f}" if key in one else "skipped" for one in repeats]
+            table.append([*key, method, *cells, f"{middle:.3f}", f"{100 * worst:.1f} %"])
+            names = ("model", "backend", "precision", "scenario", "batch_size")
+            row = dict(zip(names, key, strict=True)) | {"method": method, "speedups": values}
+            figures.append(row | {"median": middle, "largest_deviation": worst})
+    return table, figures
 
 
 def main() -> None:
@@ -111,21 +129,16 @@ def main() -> None:
                 interleaved = method == METHODS[0]
                 timings, groups = measure(step, store, options.device, interleaved, seconds)
                 found[method].append(speedups(timings, config, interleaved))
-                others.append(round(fmean(group["cores_busy_with_others"] for group in groups), 2))
-                passes.append(min(group["passes"] for group in groups))
+                if groups:
+                    others.append(round(fmean(group["cores_busy_with_others"] for group in groups), 2))
+                    passes.append(min(group["passes"] for group in groups))
             print(f"repeat {repeat + 1} of {options.repeats} done", file=sys.stderr)
-    table, figures = [], []
-    for method, repeats in found.items():
-        for key in repeats[0]:
-            values = [one[key] for one in repeats]
-            middle = median(values)
-            worst = max(abs(value / middle - 1) for value in values)
-            table.append([*key, method, *(f"{value:.3f}" for value in values), f"{middle:.3f}", f"{100 * worst:.1f} %"])
-            names = ("model", "backend", "precision", "scenario", "batch_size")
-            row = dict(zip(names, key, strict=True)) | {"method": method, "speedups": values}
-            figures.append(row | {"median": middle, "largest_deviation": worst})
-    head = ["student", "backend", "precision", "scenario", "batch", "method", *(str(i + 1) for i in range(len(values)))]
-    print(tabulate(table, headers=[*head, "median", "worst"], disable_numparse=True))
+    table, figures = table_of(found)
+    if not table:
+        sys.exit("nothing to compare: no student was timed beside the teacher")
+    numbers = (str(i + 1) for i in range(options.repeats))
+    head = ["student", "backend", "precision", "scenario", "batch", "method", *numbers, "median", "worst"]
+    print(tabulate(table, headers=head, disable_numparse=True))
     minutes = (time.monotonic() - started) / 60
     print(
         f"{step.settings['machine']}; {step.settings['threads']} threads; at least {min(passes)} passes of each model; "
