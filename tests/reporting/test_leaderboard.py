@@ -42,6 +42,23 @@ def test_best_retention_first_over_runs_and_published_runs(tmp_path: Path) -> No
     assert "incomplete run" in markdown
 
 
+def test_rows_are_students_with_the_number_of_tasks_behind_their_retention(tmp_path: Path) -> None:
+    kept = {"value": 0.9, "low": 0.9, "high": 0.9}
+    models = {
+        "teacher": {"role": "teacher", "retention": None},
+        "as-released": {"role": "as-released", "retention": {"value": 1.01, "low": 1.0, "high": 1.02}},
+        "whole": {"role": "student", "retention": kept, "retention_tasks": ["sst2", "rte"]},
+        "part": {"role": "student", "retention": {**kept, "value": 0.8}, "retention_tasks": ["rte"]},
+        "older": {"role": "student", "retention": {**kept, "value": 0.7}},
+    }
+    write_summary(tmp_path / "run", None, models=models, tasks=["sst2", "rte", "wnli"])
+    assert [(row["rank"], row["model"], row["tasks"]) for row in rows(tmp_path)] == [
+        ("1", "whole", "2"),
+        ("2", "part", "1"),
+        ("3", "older", "2"),
+    ]
+
+
 def test_a_run_published_unchanged_is_listed_once(tmp_path: Path) -> None:
     for folder in (tmp_path / "same", tmp_path / "published" / "same"):
         write_summary(folder, 0.9)
