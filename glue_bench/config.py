@@ -169,13 +169,13 @@ class Finetune(TaskTraining):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is timed. The paper's scenario is stsb-pass: the STS-B dev set, batch 1, fp32."""
+    """What is timed. The paper's scenario is stsb-pass: the dev pairs of the run's stsb, or random tokens, batch 1."""
 
     scenarios: tuple[str, ...] = setting(("stsb-pass",), "stsb-pass, throughput (real lengths), fixed-128")
     batch_sizes: tuple[int, ...] = setting((1, 8, 32, 128), "of throughput and fixed-128", low=1, high=65_536)
     precisions: tuple[str, ...] = setting(("fp32",), "fp32, bf16, fp16 (CUDA only)")
     backends: tuple[str, ...] = setting(("eager",), "eager, compile, onnx, onnx-int8")
-    examples: int = setting(256, "examples in one pass; 0: the whole STS-B dev set", low=0, high=1_000_000)
+    examples: int = setting(256, "examples in one pass; 0: the whole dev set of stsb", low=0, high=1_000_000)
     min_passes: int = setting(8, "passes per model, an even number: they are interleaved A B B A", low=2)
     min_seconds: float = setting(1.0, "and at least this long per model", low=0)
     max_seconds: float = setting(600.0, "no further passes after this long per scenario", above=0)

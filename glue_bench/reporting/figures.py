@@ -165,7 +165,7 @@ def scatter_figure(points: Sequence[Point]) -> Figure:
     axes.axvline(1, color="0.6", linewidth=0.8)
     axes.margins(0.08)
     _name_column(axes, points)
-    axes.set_xlabel("speed-up on CPU (teacher = 1; STS-B dev pass, batch 1, fp32)")
+    axes.set_xlabel("speed-up on CPU (teacher = 1; scenario stsb-pass, batch 1, fp32)")
     axes.set_ylabel("retention of the macro without WNLI, %")
     _bare(axes)
     return figure
