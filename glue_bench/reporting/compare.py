@@ -10,7 +10,7 @@ from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis, analyse, macro_name
 from glue_bench.reporting.retention import model_predictions
 from glue_bench.reporting.run_folder import load_intact_run
-from glue_bench.reporting.statistics import DifferenceResult, difference
+from glue_bench.reporting.statistics import DifferenceResult, ModelPredictions, difference, retention_change
 from glue_bench.reporting.tables import (
     DASH,
     markdown_table,
@@ -24,6 +24,11 @@ from glue_bench.reporting.tables import (
 from glue_bench.tasks import TASKS
 
 ABSENT = "(none)"
+Pair = tuple[ModelPredictions, ModelPredictions]  # of one run: teacher, student
+CHANGE_NOTE = (
+    "A's and B's intervals are each run's own: whether they overlap is no test of the change, whose interval is paired "
+    "by example and needs the same examples and tasks in both."
+)
 
 
 def compare(first: Path, second: Path) -> str:
@@ -133,18 +138,36 @@ def _only(name: str, here: Analysis, there: Analysis) -> str:
 
 
 def _retention(first: Analysis, second: Analysis) -> str:
+    models = [model_predictions(one.scores) for one in (first, second)]
     rows = []
     for label, one, other in _shared(first, second):
         if one in first.comparisons and other in second.comparisons:
             kept, now = first.comparisons[one], second.comparisons[other]
             change = DASH
             if kept.retention.value is not None and now.retention.value is not None:
-                change = signed_points(now.retention.value - kept.retention.value)
+                change = _points(Interval(now.retention.value - kept.retention.value))
+                if kept.macro and now.macro and kept.macro.tasks == now.macro.tasks:
+                    before = models[0][first.teacher], models[0][one]
+                    after = models[1][second.teacher], models[1][other]
+                    change = _change(before, after, first) or change
             gains = percent_interval(kept.gain_retained), percent_interval(now.gain_retained)
             both = percent_interval(kept.retention), percent_interval(now.retention)
             rows.append([markdown_text(label), *both, change, *gains])
-    headers = ["model", "A, % [95 %]", "B, % [95 %]", "change, points", "gain retained A, %", "gain retained B, %"]
-    return markdown_table(headers, rows)
+    headers = [
+        "model", "A, % [95 %]", "B, % [95 %]", "change, points [95 %]", "gain retained A, %", "gain retained B, %",
+    ]  # fmt: skip
+    table = markdown_table(headers, rows)
+    return f"{table}\n{CHANGE_NOTE}" if rows else ""
+
+
+def _change(before: Pair, after: Pair, first: Analysis) -> str:
+    """The change of retention with its interval; empty where the runs answered different examples."""
+    settings = first.run.config.report
+    try:
+        found = retention_change(before, after, resamples=settings.resamples, seed=settings.seed)
+    except ValueError:
+        return ""
+    return "" if found.value is None else _points(found)
 
 
 def _efficiency(first: Analysis, second: Analysis) -> str:

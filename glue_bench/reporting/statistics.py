@@ -161,6 +161,36 @@ def difference(a: ModelPredictions, b: ModelPredictions, *, resamples: int, seed
     return DifferenceResult(*_everywhere(judged, tuple(drawn)))
 
 
+def retention_change(
+    before: tuple[ModelPredictions, ModelPredictions],
+    after: tuple[ModelPredictions, ModelPredictions],
+    *,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """Retention of the macro without WNLI in a second run less that in a first, each a (teacher, student).
+
+    Examples are drawn once for all four. Over the tasks that all have; undefined, with the reason, where a teacher's
+    score is not surely above zero. Raises ValueError as `retention` does.
+    """
+    drawn = _draw([*before, *after], resamples, seed)
+    tasks = macro_tasks(tuple(drawn), with_wnli=False)
+    if not tasks:
+        return Interval(None, reason="no task besides WNLI was scored in both runs")
+    macros = [_mean([drawn[task][i] for task in tasks]) for i in range(4)]
+    value, changes, linear, seeds = 0.0, np.zeros(resamples), np.zeros(resamples), []
+    for sign, bottom, top in ((-1, *macros[:2]), (1, *macros[2:])):
+        if min(bottom.point, bottom.samples.min()) <= TIE:
+            return Interval(None, reason=f"the teacher's score is {bottom.point:.4f}, not surely above zero")
+        kept = top.point / bottom.point
+        value += sign * kept
+        changes += sign * top.samples / bottom.samples
+        linear += sign * (top.samples - kept * bottom.samples) / bottom.point  # as in _ratio
+        seeds += [(variance / bottom.point**2, freedom) for variance, freedom in top.seed_variances]
+        seeds += [(variance * (kept / bottom.point) ** 2, freedom) for variance, freedom in bottom.seed_variances]
+    return Interval(value, *_limits(value + _widening(linear, seeds) * (changes - value)))
+
+
 def ratio_interval(
     teacher_seconds: Sequence[float], student_seconds: Sequence[float], *, resamples: int, seed: int
 ) -> Interval:

@@ -31,6 +31,10 @@ def test_what_changed_is_named(tmp_path: Path) -> None:
     change = macro.split("|")[5].strip()
     assert change.startswith("-") and change.count("-") == 3, "the fall and both ends of its interval"
     assert "only in A: copied-2" in text and "only in B: new" in text
+    kept = next(line for line in text.split("## Retention")[1].splitlines() if "distil-2" in line)
+    change = kept.split("|")[4].strip()
+    assert change.startswith("-") and change.count("-") == 3 and "[" in change
+    assert "whether they overlap is no test of the change" in text
     assert "speed-up CPU A" in text and "retention" in text.lower()
 
 
@@ -43,3 +47,5 @@ def test_runs_on_other_examples_are_compared_without_intervals(tmp_path: Path, m
     assert "no intervals" in text and "different examples" in text
     line = next(line for line in text.splitlines() if line.startswith("| distil-2") and " RTE" in line)
     assert "[" not in line
+    kept = next(line for line in text.split("## Retention")[1].splitlines() if "distil-2" in line)
+    assert "[" in kept.split("|")[2] and "[" not in kept.split("|")[4]

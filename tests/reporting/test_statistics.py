@@ -17,6 +17,7 @@ from glue_bench.reporting.statistics import (
     macro_tasks,
     ratio_interval,
     retention,
+    retention_change,
 )
 from glue_bench.tasks import GLUE_NINE, TASKS, WITHOUT_WNLI
 
@@ -326,3 +327,50 @@ def test_many_examples_take_another_path_to_the_same_correlations(monkeypatch: p
     monkeypatch.setattr(resampling, "MANY_EXAMPLES", 10)
     assert np.abs(scores() - grouped).max() < 1e-12
     assert grouped[:, 0].std() > 0.01 and not grouped[:, 2].any()
+
+
+def test_the_change_of_a_retention_is_paired_by_example() -> None:
+    tasks = ("rte", "sst2", "wnli")
+    teacher, worse, better = (
+        model(name, skill, seeds=1, tasks=tasks) for name, skill in (("t", 1.4), ("one", 0.5), ("other", 1.2))
+    )
+    kept = [retention(teacher, one, None, **SETTINGS).retention for one in (worse, better)]
+    change = retention_change((teacher, worse), (teacher, better), **SETTINGS)
+    assert change.value == pytest.approx(kept[1].value - kept[0].value)
+    assert 0 < change.low < change.value < change.high
+    assert change.high - change.low < sum(one.high - one.low for one in kept)
+    back = retention_change((teacher, better), (teacher, worse), **SETTINGS)
+    assert back.value == pytest.approx(-change.value)
+    assert (back.low, back.high) == pytest.approx((-change.high, -change.low), abs=0.02), "other draws of the same kind"
+    none = retention_change((teacher, worse), (teacher, worse), **SETTINGS)
+    assert (none.value, none.low, none.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_the_change_of_a_retention_is_resampled_as_by_hand() -> None:
+    """With one seed on one task it is the accuracies' ratios on the same drawn examples."""
+    first, second, third, fourth = (
+        ModelPredictions(str(right), {"rte": with_accuracy("rte", [right])}) for right in (80, 60, 90, 81)
+    )
+    change = retention_change((first, second), (third, fourth), **SETTINGS)
+    given = [one.tasks["rte"] for one in (first, second, third, fourth)]
+    a, b, c, d = resampled_scores("rte", given, SETTINGS["resamples"], SETTINGS["seed"])
+    assert change.value == pytest.approx(81 / 90 - 60 / 80)
+    expected = [np.quantile(d / c - b / a, q, method=how) for q, how in ((0.025, "lower"), (0.975, "higher"))]
+    assert (change.low, change.high) == pytest.approx(tuple(expected))
+
+
+def test_a_retention_of_nothing_has_no_change() -> None:
+    nothing, something = (ModelPredictions(str(k), {"rte": with_accuracy("rte", [k])}) for k in (0, 50))
+    found = retention_change((nothing, something), (something, something), **SETTINGS)
+    assert found.value is None and "not surely above zero" in found.reason
+    wnli = ModelPredictions("w", {"wnli": with_accuracy("wnli", [50])})
+    assert retention_change((wnli, wnli), (wnli, wnli), **SETTINGS).reason
+
+
+def test_more_seeds_make_the_change_surer() -> None:
+    widths = []
+    for seeds in (2, 8):
+        teacher, one, other = (model("same", skill, seeds=seeds, tasks=("rte",)) for skill in (1.4, 1.0, 1.2))
+        change = retention_change((teacher, one), (teacher, other), **SETTINGS)
+        widths.append(change.high - change.low)
+    assert widths[1] < widths[0]
