@@ -1,12 +1,13 @@
 """Size and speed of every row against the teacher's: percentiles and speed-ups derived from raw timings."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from glue_bench.records import Interval, Timing
-from glue_bench.reporting.run_folder import RunFolder, network_of
+from glue_bench.reporting.run_folder import RunFolder, has_weights, network_of
 from glue_bench.reporting.statistics import ratio_interval
 
 COLUMNS = (
@@ -14,6 +15,8 @@ COLUMNS = (
     "p99_ms", "examples_per_second", "speedup", "speedup_low", "speedup_high", "peak_memory_mb", "device_memory_mb",
 )  # fmt: skip
 CELLS = 1 << 21  # ratios held at once while resampling
+LEAST_PASSES = 6  # of an interval: the percentiles of fewer are little more than the fastest and the slowest pass
+BUSY_CORES = 0.2  # of other processes, above which the report names a timing
 PAPER_SCENARIO = {"scenario": "stsb-pass", "batch_size": 1, "precision": "fp32", "backend": "eager"}
 
 
@@ -24,24 +27,56 @@ def efficiency_rows(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def speedups(run: RunFolder, rows: list[dict[str, Any]], model: str) -> dict[str, Interval]:
-    """Device -> speed-up in the paper's scenario (STS-B dev pass, batch 1, fp32, eager) of a model's network."""
+    """Device -> speed-up in the paper's scenario (stsb-pass, batch 1, fp32, eager) of a model's network."""
     found = {}
     for device in ("cpu", "cuda"):
         wanted = PAPER_SCENARIO | {"device": device, "model": network_of(run.config, model)}
         row = next((one for one in rows if all(one[key] == value for key, value in wanted.items())), None)
         if row is None:
-            found[device] = Interval(None, reason=_why_not_timed(run, device))
+            found[device] = Interval(None, reason=_why_not_timed(run, device, model))
         elif row["speedup"] is None:
             found[device] = Interval(None, reason=row["skipped"] or "the teacher was not timed in this scenario")
         else:
-            found[device] = Interval(row["speedup"], row["speedup_low"], row["speedup_high"])
+            found[device] = Interval(row["speedup"], row["speedup_low"], row["speedup_high"], row["no_interval"])
     return found
 
 
-def _why_not_timed(run: RunFolder, device: str) -> str:
+def _why_not_timed(run: RunFolder, device: str, model: str) -> str:
+    if not has_weights(run.config, model):
+        return f"{model} is given as fine-tuned checkpoints only, which are not timed"
     if f"benchmark/{device}" in run.records:
         return "the scenario stsb-pass in fp32 is not among the benchmark's settings"
-    return "no CUDA device" if device == "cuda" else "benchmark was not run"
+    if device == "cpu":
+        return "benchmark was not run"
+    has_gpu = any(json.loads(one).get("devices") for one in run.environments)
+    return "not timed on CUDA" if has_gpu else "no CUDA device"
+
+
+def timed_inputs(run: RunFolder) -> str:
+    """What a pass of the paper's scenario ran over, as the records say it: number of examples and their source."""
+    found = {}
+    for one in run.timings:
+        if one.scenario == PAPER_SCENARIO["scenario"] and one.pass_s:
+            inputs = run.result(f"benchmark/{one.device.partition(':')[0]}").get("inputs") or {}
+            source = inputs.get("source", "their source is not in the record")
+            if run.config.data.glue == "embedded" and source.startswith("the dev set"):
+                source += ", generated text"
+            found[f"{one.examples} pairs a pass ({source})"] = None
+    return "; ".join(found) or "not timed in this run"
+
+
+def disturbed(run: RunFolder) -> Iterator[str]:
+    """A note on the timings that max_seconds cut short, and one on those during which others used the machine."""
+    groups = [
+        (f"{one.get('device', device)} {one['scenario']}, batch {one['batch_size']}", one)
+        for device in ("cpu", "cuda")
+        for one in run.result(f"benchmark/{device}").get("groups", ())
+    ]
+    if cut := [f"{name} ({one['passes']} passes)" for name, one in groups if one.get("stopped_by_max_seconds")]:
+        yield f"Timings cut short by benchmark.max_seconds: {'; '.join(cut)}."
+    busy = [(name, one.get("cores_busy_with_others") or 0.0) for name, one in groups]
+    if loud := [f"{name} ({cores:.2f})" for name, cores in busy if cores > BUSY_CORES]:
+        yield f"Other processes used more than {BUSY_CORES} cores during these timings: {'; '.join(loud)}."
 
 
 def _conditions(one: Timing) -> tuple[Any, ...]:
@@ -58,6 +93,7 @@ def _row(run: RunFolder, one: Timing, teacher: Timing | None) -> dict[str, Any]:
         "largest_logit_difference": one.largest_logit_difference,
         "passes": len(one.pass_s),
         "threads": one.threads,
+        "no_interval": "",
     }
     if one.skipped or not one.samples_s:
         return row | {"skipped": one.skipped or "no samples"}
@@ -66,6 +102,9 @@ def _row(run: RunFolder, one: Timing, teacher: Timing | None) -> dict[str, Any]:
         settings = run.config.report
         speedup = speedup_of(teacher, one, resamples=settings.resamples, seed=settings.seed)
         row |= {"speedup": speedup.value, "speedup_low": speedup.low, "speedup_high": speedup.high}
+        if len(one.pass_s) < LEAST_PASSES:
+            few = f"no interval from {len(one.pass_s)} passes, it takes {LEAST_PASSES}"
+            row |= {"speedup_low": None, "speedup_high": None, "no_interval": few}
     return row
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis, macro_name
+from glue_bench.reporting.efficiency import LEAST_PASSES, PAPER_SCENARIO, timed_inputs
 from glue_bench.reporting.published_numbers import SIZE_REDUCTION, SPEEDUP, STSB_PASS_SECONDS
 from glue_bench.reporting.quantised import MACRO_ROWS, quantised_rows
 from glue_bench.reporting.tables import (
@@ -44,7 +45,10 @@ def size_section(analysis: Analysis) -> str:
     ]  # fmt: skip
     text = (
         "Parameters of the bare encoder in millions. Speed-up is the teacher's time over the row's on the same inputs, "
-        "measured interleaved: a pass over STS-B dev pairs, batch 1, fp32, eager. The paper: DistilBERT is "
+        f"measured interleaved: scenario {PAPER_SCENARIO['scenario']}, batch 1, fp32, eager, "
+        f"{markdown_text(timed_inputs(run))}. "
+        "The interval tells how far the passes of this one measurement scatter; another day's value may lie outside. "
+        "The paper, on the whole STS-B dev set: DistilBERT is "
         f"{percent(SIZE_REDUCTION)} % smaller than BERT-base and {SPEEDUP:.2f}x as fast "
         f"({STSB_PASS_SECONDS['DistilBERT']:.0f} s against {STSB_PASS_SECONDS['BERT-base']:.0f} s on a Xeon E5).\n\n"
     )
@@ -63,7 +67,7 @@ def timing_section(analysis: Analysis) -> str:
     rows = [_timing(row) for row in timed]
     text = (
         "A call is one batch, or one whole pass for stsb-pass; speed-up is against the teacher on the same device, "
-        "backend, precision, scenario and batch size.\n\n"
+        f"backend, precision, scenario and batch size, with an interval from {LEAST_PASSES} passes on.\n\n"
     )
     return text + markdown_table(headers, rows, left=5) + _exported(timed)
 
@@ -117,7 +121,10 @@ def _interval(row: dict[str, Any], value: str, low: str, high: str) -> Interval:
 
 
 def skipped_rows(analysis: Analysis) -> Iterator[str]:
-    """One line per device, backend and precision that was not timed, with its reason and the models it concerns."""
+    """One line per device, backend and precision that was not timed: the reason first, then the models it concerns.
+
+    Where the text is cut for its length, the reason stays.
+    """
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for row in analysis.efficiency:
         if row["skipped"]:
@@ -125,7 +132,7 @@ def skipped_rows(analysis: Analysis) -> Iterator[str]:
             if row["model"] not in found.setdefault(key, []):
                 found[key].append(row["model"])
     for (device, backend, precision, why), models in found.items():
-        yield f"{device} {backend} {precision} ({', '.join(models)}): {why}"
+        yield f"{device} {backend} {precision}: {why} ({', '.join(models)})"
 
 
 def _timing(row: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from glue_bench.reporting import report_background, report_scores, report_speed
 from glue_bench.reporting.analysis import Analysis
+from glue_bench.reporting.efficiency import disturbed
 from glue_bench.reporting.finding import finding
 from glue_bench.reporting.gate import Gate
 from glue_bench.reporting.tables import code_block, markdown_text, percent
@@ -72,13 +73,13 @@ def notes_of(analysis: Analysis) -> Iterator[str]:
     run = analysis.run
     if run.missing:
         shown = ", ".join(run.missing[:8]) + (f" and {len(run.missing) - 8} more" if len(run.missing) > 8 else "")
-        yield f"Incomplete: {shown} missing."
+        yield f"Incomplete, {len(run.missing)} step{'' if len(run.missing) == 1 else 's'} missing: {shown}."
     yield from _damaged_teacher(analysis)
     yield from _no_skill(analysis)
     for model in analysis.students:
         if on := analysis.partial_tasks(model):
             titles = ", ".join(TASKS[task].title for task in on)
-            yield f"{model}: its retention stands on {len(on)} of {len(analysis.main_tasks)} tasks ({titles})."
+            yield f"Retention on {len(on)} of {len(analysis.main_tasks)} tasks only ({titles}): {model}."
     if analysis.tasks and analysis.seeds == (1, 1):
         yield "One seed: intervals know the sampling of examples only, not the variance between seeds."
     if len(analysis.main_tasks) not in (0, 8):
@@ -88,6 +89,7 @@ def notes_of(analysis: Analysis) -> Iterator[str]:
         yield "Not all of GLUE's rows were used (see Data): not comparable with published scores."
     if "minilm" in run.config.teacher.weights.lower():
         yield f"{MINILM_NOTE}."
+    yield from disturbed(run)
     yield from (f"{line}." for line in report_scores.score_warnings(analysis))
 
 

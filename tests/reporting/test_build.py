@@ -192,7 +192,7 @@ def test_missing_cells_say_why_and_the_run_is_incomplete(tmp_path: Path) -> None
     report = tables["report.md"]
     assert report.startswith("INCOMPLETE, 3 steps missing: ")
     assert "distil-2: RTE: not run yet" in section(report, "Scores")
-    assert "stands on 7 of 8 tasks" in report
+    assert "Retention on 7 of 8 tasks only" in report
 
 
 def test_nothing_has_run_yet(tmp_path: Path) -> None:

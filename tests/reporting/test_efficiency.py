@@ -3,28 +3,39 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_run import copy_run
+from synthetic_run import copy_run, make_run, settings
 
+from glue_bench.config import Check
 from glue_bench.records import Interval, Timing
 from glue_bench.reporting.analysis import analyse
 from glue_bench.reporting.build import build_tables
-from glue_bench.reporting.efficiency import efficiency_rows, latencies, paired_ratio, speedup_of, speedups
+from glue_bench.reporting.efficiency import (
+    disturbed,
+    efficiency_rows,
+    latencies,
+    paired_ratio,
+    speedup_of,
+    speedups,
+)
+from glue_bench.reporting.gate import judge
 from glue_bench.reporting.run_folder import RunFolder, load_run
 from glue_bench.store import Store
 
-TEACHER = Timing("teacher", "cpu", "a processor", "eager", "fp32", "stsb-pass", 1, 10, (2.0, 2.0), (2.0, 2.0))
-STUDENT = replace(TEACHER, model="distil-2", samples_s=(1.0, 1.0), pass_s=(1.0, 1.0), peak_memory_mb=50.0)
+TEACHER = Timing("teacher", "cpu", "a processor", "eager", "fp32", "stsb-pass", 1, 10, (2.0,) * 6, (2.0,) * 6)
+STUDENT = replace(TEACHER, model="distil-2", samples_s=(1.0,) * 6, pass_s=(1.0,) * 6, peak_memory_mb=50.0)
 
 
-def timed(store: Store, *timings: Timing, device: str = "cpu") -> RunFolder:
+def timed(store: Store, *timings: Timing, device: str = "cpu", gpus: tuple[str, ...] = (), **result: Any) -> RunFolder:
     path = store.folder(f"benchmark/{device}") / "record.json"
     path.parent.mkdir(exist_ok=True)
     content = json.loads((store.folder("benchmark/cpu") / "record.json").read_text())
     content["step"] = f"benchmark/{device}"
-    content["result"]["timings"] = [asdict(one) for one in timings]
+    content["result"] |= {"timings": [asdict(one) for one in timings], **result}
+    content["environment"]["devices"] = gpus
     content.pop("seal", None)
     path.write_text(json.dumps(content))
     return load_run(store.root)
@@ -76,8 +87,8 @@ def test_the_interval_of_turns_holds_the_value_and_shrinks_with_passes() -> None
 
 
 def test_turns_are_used_where_both_have_them_and_passes_elsewhere(tmp_path: Path) -> None:
-    teacher = replace(TEACHER, turn_s=(1.0, 1.0, 1.0, 1.0))
-    student = replace(STUDENT, turn_s=(0.25, 0.25, 0.25, 0.25))
+    teacher = replace(TEACHER, turn_s=(1.0,) * 12)
+    student = replace(STUDENT, turn_s=(0.25,) * 12)
     for one, expected in ((student, 4.0), (replace(student, turn_s=()), 2.0), (replace(student, turn_s=(1.0,)), 2.0)):
         assert speedup_of(teacher, one, resamples=10, seed=0).value == expected
     rows = efficiency_rows(timed(copy_run(tmp_path), teacher, student))
@@ -85,7 +96,7 @@ def test_turns_are_used_where_both_have_them_and_passes_elsewhere(tmp_path: Path
 
 
 def test_the_summary_has_the_papers_scenario_and_no_other(tmp_path: Path) -> None:
-    other = [replace(one, precision="bf16") for one in (TEACHER, replace(STUDENT, pass_s=(0.1, 0.1)))]
+    other = [replace(one, precision="bf16") for one in (TEACHER, replace(STUDENT, pass_s=(0.1,) * 6))]
     run = timed(copy_run(tmp_path), *other, TEACHER, STUDENT)
     summary = json.loads(build_tables(analyse(run), "")[0]["summary.json"])
     assert summary["models"]["distil-2"]["speedup"]["cpu"]["value"] == 2.0
@@ -104,8 +115,86 @@ def test_skipped_rows_say_why(tmp_path: Path) -> None:
     skipped = replace(STUDENT, backend="compile", samples_s=(), pass_s=(), skipped="no C++ compiler | here")
     run = timed(copy_run(tmp_path), TEACHER, STUDENT, skipped)
     tables = build_tables(analyse(run), "")[0]
-    assert "cpu compile fp32 (distil-2): no C++ compiler &#124; here" in tables["report.md"]
+    assert "cpu compile fp32: no C++ compiler &#124; here (distil-2)" in tables["report.md"]
     assert tables["efficiency.csv"].splitlines()[-1].startswith("distil-2,cpu,compile,fp32,stsb-pass,1,10,,,,,,,,,")
+
+
+def test_a_long_list_of_models_does_not_cut_the_reason(tmp_path: Path) -> None:
+    skipped = replace(STUDENT, backend="compile", samples_s=(), pass_s=(), skipped="no C++ compiler")
+    many = [replace(skipped, model=f"student-{number:070}") for number in range(6)]
+    report = build_tables(analyse(timed(copy_run(tmp_path), TEACHER, *many)), "")[0]["report.md"]
+    assert "cpu compile fp32: no C++ compiler (student-0" in report
+
+
+def test_few_passes_give_a_speedup_without_an_interval_and_the_reason(tmp_path: Path) -> None:
+    few = [replace(one, samples_s=one.samples_s[:4], pass_s=one.pass_s[:4]) for one in (TEACHER, STUDENT)]
+    run = timed(copy_run(tmp_path), *few)
+    rows = efficiency_rows(run)
+    assert [(row["speedup"], row["speedup_low"], row["speedup_high"]) for row in rows] == [
+        (1.0, None, None),
+        (2.0, None, None),
+    ]
+    tables = build_tables(analyse(run), "")[0]
+    found = json.loads(tables["summary.json"])["models"]["distil-2"]["speedup"]["cpu"]
+    assert found == {"value": 2.0, "low": None, "high": None, "reason": "no interval from 4 passes, it takes 6"}
+    assert "2.00x as fast on CPU" in tables["report.md"].splitlines()[0]
+    assert "no interval from 4 passes" in tables["report.md"]
+    thresholds = Check(min_speedup=1.5, judge="low")
+    assert judge(json.loads(tables["summary.json"]), [], thresholds, None).reasons[0].endswith("it takes 6")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({"source": "random tokens in the lengths of the STS-B dev set"}, "random tokens in the lengths"),
+        ({"source": "the dev set of prepare/glue/stsb"}, "the dev set of prepare/glue/stsb, generated text"),
+        ({}, "their source is not in the record"),
+    ],
+)
+def test_the_report_says_what_was_timed_as_the_record_does(
+    tmp_path: Path, inputs: dict[str, str], expected: str
+) -> None:
+    run = timed(copy_run(tmp_path), TEACHER, STUDENT, inputs=inputs)
+    report = build_tables(analyse(run), "")[0]["report.md"]
+    assert f"10 pairs a pass ({expected}" in report
+    assert "a pass over STS-B dev pairs" not in report
+
+
+def test_a_disturbed_timing_is_a_note(tmp_path: Path) -> None:
+    groups = [
+        {"scenario": "stsb-pass", "batch_size": 1, "passes": 8, "cores_busy_with_others": 0.2},
+        {"scenario": "throughput", "batch_size": 8, "passes": 2, "stopped_by_max_seconds": True},
+        {"device": "cpu", "scenario": "fixed-128", "batch_size": 32, "passes": 8, "cores_busy_with_others": 0.54},
+        {"device": "cpu", "scenario": "fixed-128", "batch_size": 1, "order": []},
+    ]
+    run = timed(copy_run(tmp_path), TEACHER, STUDENT, groups=groups)
+    notes = list(disturbed(run))
+    assert notes == [
+        "Timings cut short by benchmark.max_seconds: cpu throughput, batch 8 (2 passes).",
+        "Other processes used more than 0.2 cores during these timings: cpu fixed-128, batch 32 (0.54).",
+    ]
+    report = build_tables(analyse(run), "")[0]["report.md"]
+    assert all(f"- {note[:40]}" in report.split("\n## ")[0] for note in notes)
+
+
+def test_why_there_is_no_speedup(tmp_path: Path) -> None:
+    store = copy_run(tmp_path)
+    run = timed(store, TEACHER, STUDENT, gpus=("NVIDIA H100",))
+    assert speedups(run, efficiency_rows(run), "distil-2")["cuda"].reason == "not timed on CUDA"
+    run = timed(store, TEACHER, STUDENT)
+    assert speedups(run, efficiency_rows(run), "distil-2")["cuda"].reason == "no CUDA device"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text("{}")
+    raw = settings(students=[{"name": "mine", "finetuned": {"rte": str(mine)}}], data={"tasks": ["rte"]})
+    run = load_run(make_run(tmp_path, raw, name="own", reported=False).root)
+    for device in ("cpu", "cuda"):
+        assert "fine-tuned checkpoints only" in speedups(run, [], "mine")[device].reason
+
+
+def test_a_turn_takes_time() -> None:
+    with pytest.raises(ValueError, match="a time of 0 seconds"):
+        replace(TEACHER, turn_s=(1.0, 0.0))
 
 
 def test_exported_forms_show_their_size_and_their_difference(tmp_path: Path) -> None:
