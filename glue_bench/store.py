@@ -92,6 +92,7 @@ class Store:
                 return State("stale", f"{need} was computed anew")
         tables = record["result"].get("files", {})  # what report leaves at the top of the run's folder
         damaged = damaged_file(folder, record["outputs"]) or damaged_file(self.root, tables)
+        damaged = damaged or damaged_file(folder / "weights", kept_weights(folder, record))
         return State("damaged", damaged) if damaged else State("done")
 
 
@@ -114,6 +115,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def is_absence(error: OSError) -> bool:
     """Whether an error of reading a file says that it is not there as a file; any other may pass, and its file live."""
     return isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or error.errno == errno.ELOOP
+
+
+def kept_weights(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Listing of a fine-tuning's weights as they were trained; empty where they are not kept (or were never listed)."""
+    return record["result"].get("weights_files", {}) if (folder / "weights").is_dir() else {}
 
 
 def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from glue_bench.config import load_config
 from glue_bench.errors import StepError
 from glue_bench.pipeline import Run, Shard, run_steps, states, with_needs
 from glue_bench.plan import Step
-from glue_bench.store import Store, write_atomic
+from glue_bench.store import Store, list_outputs, write_atomic
 
 STEPS = (
     Step("prepare/glue/rte", {"a": 1}),
@@ -164,3 +164,24 @@ def test_a_damaged_training_is_not_redone_without_asking(
     assert computed == ["distill/small"]
     shutil.rmtree(folder)
     assert run_steps(steps, steps, run)
+
+
+def test_changed_weights_are_trained_anew_and_pruned_ones_are_not_missed(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_stage(step: Step, store: Store, device: str) -> dict:
+        computed.append(step.name)
+        write_atomic(store.folder(step.name) / "weights" / "model.safetensors", b"weights")
+        return {"weights_files": list_outputs(store.folder(step.name) / "weights")}
+
+    monkeypatch.setattr(sys.modules["glue_bench.stages.finetune"], "run", run_stage)
+    steps = (Step("finetune/teacher/rte/seed-0", {}),)
+    run, lines = make_run(tmp_path)
+    run_steps(steps, steps, run)
+    weights = run.store.folder(steps[0].name) / "weights"
+    (weights / "model.safetensors").write_bytes(b"w3ights")
+    run_steps(steps, steps, run)
+    assert len(computed) == 2 and "model.safetensors was changed" in lines[-2]
+    shutil.rmtree(weights)
+    run_steps(steps, steps, run)
+    assert len(computed) == 2

@@ -20,7 +20,7 @@ from glue_bench.reporting.build import build_tables
 from glue_bench.reporting.report_background import repeat_command
 from glue_bench.reporting.run_folder import Cell, RunFolder, load_run
 from glue_bench.reporting.tables import read_csv
-from glue_bench.store import RECORD, UNREADABLE, damaged_file, read_record
+from glue_bench.store import RECORD, UNREADABLE, damaged_file, kept_weights, read_record
 from glue_bench.tasks import TASKS
 
 TOLERANCE = 1e-9  # other versions of numpy and scipy may differ in the last digits, never in what is printed
@@ -87,9 +87,8 @@ def _record(
             yield f"{where}: {key} is {record['settings'].get(key)!r}, the config says {value!r}"
     if damaged := damaged_file(run.root / step, record["outputs"], hash_all=True):
         yield f"{damaged}, says {where}"
-    weights = run.root / step / "weights"
-    listed = record["result"].get("weights_files", {}) if weights.is_dir() else {}
-    if damaged := damaged_file(weights, listed, hash_all=True):
+    kept = kept_weights(run.root / step, record)
+    if damaged := damaged_file(run.root / step / "weights", kept, hash_all=True):
         yield f"{damaged}, says {where}"
     if step.startswith("finetune/") and PREDICTIONS_FILE not in record["outputs"]:
         yield f"{where}: {PREDICTIONS_FILE} is not among its files"

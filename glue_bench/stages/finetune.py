@@ -93,8 +93,9 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
             truncated[split] = encoded.truncated
     write_predictions(store.folder(step.name) / PREDICTIONS_FILE, predictions)
     # Apart from the outputs, as the report prunes them; what reads them later looks whether they are still these.
-    kept = {"weights_files": list_outputs(store.folder(step.name) / "weights")} if "weights" in step.settings else {}
-    return _result(step, predictions, truncated, training) | kept
+    files = list_outputs(store.folder(step.name) / "weights") if "weights" in step.settings else {}
+    files.pop("README.md", None)  # anyone may edit the model card
+    return _result(step, predictions, truncated, training) | ({"weights_files": files} if files else {})
 
 
 def _fine_tuned(step: Step, store: Store, task: Task, device: torch.device) -> tuple[PreTrainedModel, Words, Training]:
