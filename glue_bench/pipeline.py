@@ -16,6 +16,7 @@ from typing import Any
 
 from glue_bench.config import Config, plain
 from glue_bench.errors import StepError
+from glue_bench.locks import lock
 from glue_bench.machine import environment
 from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints
 from glue_bench.records import seal_of, sealed
@@ -27,7 +28,6 @@ from glue_bench.store import (
     damaged_file,
     describe_os_error,
     list_outputs,
-    lock,
     read_record,
     refuse_link,
     refuse_links,

@@ -6,16 +6,13 @@ is written last, with a seal over its own content. Nothing is written through a 
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -304,59 +301,3 @@ def clean_partial(folder: Path) -> None:
     if folder.is_dir():
         for path in folder.rglob(".*.partial"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def lock(
-    path: Path, *, wait_s: float, shared: bool = False, waiting: Callable[[str], None] | None = None
-) -> Iterator[None]:
-    """Hold a lock on a file, exclusive or shared; the kernel drops it when its owner dies: none is ever stale.
-
-    Waits up to `wait_s` seconds, then raises UserError naming the owner's pid and host; `waiting` is told once whom it
-    waits for. The text in the file only names the owner: whether there is one the kernel says, on a network file system
-    for all its machines. Raises UserError where the file system has no locks.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        refuse_link(path)
-        file = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise UserError(describe_os_error(error, path)) from None
-    with file:
-        deadline = time.monotonic() + wait_s
-        while not _try_lock(file.fileno(), path, shared):
-            owner = _owner(path)
-            if time.monotonic() >= deadline:
-                raise UserError(f"{path.parent}: in use by {owner}; wait for it to end, or use another --run")
-            if waiting is not None:
-                waiting(owner)
-                waiting = None
-            time.sleep(0.2)
-        own = f"pid {os.getpid()} on {socket.gethostname()}"
-        with contextlib.suppress(OSError):  # on a full disk the name is lost, the lock is not
-            file.truncate(0)
-            file.write(own.encode())
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                if not shared:  # those that share it may be several, of one process too: the text outlives its writer
-                    file.truncate(0)
-
-
-def _try_lock(descriptor: int, path: Path, shared: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(describe_os_error(error, path)) from None
-    return True
-
-
-def _owner(path: Path) -> str:
-    """Pid and host of a lock's owner, as it wrote them."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
-    except OSError:
-        return "another process"

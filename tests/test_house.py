@@ -27,6 +27,7 @@ ORDER = (
     "config",
     "sources",
     "store",
+    "locks",
     "inputs",
 )
 ORDER += ("machine", "plan", "preflight", "pipeline", "executors", "estimate", "cli", "__main__")

@@ -24,7 +24,8 @@ from glue_bench.inputs import Input
 from glue_bench.learning.checkpoints import load_checkpoint, save_checkpoint
 from glue_bench.learning.models import load_masked_lm, new_bert
 from glue_bench.learning.saving import save_model
-from glue_bench.store import Store, atomic_folder, describe_os_error, lock, write_atomic
+from glue_bench.locks import lock
+from glue_bench.store import Store, atomic_folder, describe_os_error, write_atomic
 
 FULL = "the disk is full; free some space and run again"
 RAW = settings(data={"tasks": ["rte"]}, finetune={"seeds": [0]}, students=[{"name": "distil-2", "layers": [0, 2]}])

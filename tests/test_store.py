@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from glue_bench.errors import StepError, UserError
+from glue_bench.locks import lock
 from glue_bench.store import (
     RECORD,
     Store,
@@ -19,7 +20,6 @@ from glue_bench.store import (
     clean_partial,
     damaged_file,
     list_outputs,
-    lock,
     read_record,
     write_atomic,
 )
@@ -144,7 +144,7 @@ def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monkeyp
 HOLD = """
 import sys, time
 from pathlib import Path
-from glue_bench.store import lock
+from glue_bench.locks import lock
 with lock(Path(sys.argv[1]), wait_s=5):
     print("held", flush=True)
     time.sleep(60)

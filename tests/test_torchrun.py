@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 from glue_bench import cli
-from glue_bench.store import lock
+from glue_bench.locks import lock
 
 pytestmark = pytest.mark.slow
 

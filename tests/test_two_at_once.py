@@ -19,14 +19,15 @@ from synthetic_run import invented_stages, make_run, run_all, settings, walk_pla
 from glue_bench import cli, executors
 from glue_bench.config import config_from
 from glue_bench.errors import UserError
+from glue_bench.locks import lock
 from glue_bench.reporting.leaderboard import update_leaderboard
-from glue_bench.store import Store, lock
+from glue_bench.store import Store
 
 RAW = settings(data={"tasks": ["rte"]}, finetune={"seeds": [0]}, students=[])
 HOLD = """
 import sys, time
 from pathlib import Path
-from glue_bench.store import lock
+from glue_bench.locks import lock
 with lock(Path(sys.argv[1]), wait_s=5, shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     time.sleep(60)
@@ -97,7 +98,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch) -> No
     def none_here(*_: object) -> None:
         raise OSError(95, os.strerror(95))
 
-    monkeypatch.setattr("glue_bench.store.fcntl.flock", none_here)
+    monkeypatch.setattr("glue_bench.locks.fcntl.flock", none_here)
     with pytest.raises(UserError, match="has no locks; choose another folder"), lock(tmp_path / "a", wait_s=0):
         pass
 

@@ -18,8 +18,9 @@ from glue_bench.data.text import hub_commit
 from glue_bench.data.tokenising import rust_tokenizer, write_sequences
 from glue_bench.errors import StepError, UserError
 from glue_bench.inputs import Input
+from glue_bench.locks import lock
 from glue_bench.records import SEAL, seal_holds, sealed
-from glue_bench.store import Store, atomic_folder, lock, sha256_file, write_atomic
+from glue_bench.store import Store, atomic_folder, sha256_file, write_atomic
 
 STEP = "prepare/corpus"
 FORMAT = 1  # raised when the cache's content would differ for the same key

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from glue_bench.locks import lock
 from glue_bench.records import Interval
 from glue_bench.reporting.tables import (
     DASH,
@@ -21,7 +22,7 @@ from glue_bench.reporting.tables import (
     percent_interval,
     times_interval,
 )
-from glue_bench.store import RECORD, UNREADABLE, damaged_file, lock, read_record, write_atomic
+from glue_bench.store import RECORD, UNREADABLE, damaged_file, read_record, write_atomic
 
 COLUMNS = (
     "rank", "run", "model", "role", "data", "tasks", "seeds", "complete", "retention", "low", "high", "retention_9",
