@@ -1,6 +1,14 @@
-"""The heap that training keeps: freed blocks are reused, and given back in the end."""
+"""The heap that training keeps: freed blocks are reused, and given back in the end.
 
+Each scenario runs in a process of its own, started from this very file: glibc moves a thread to another arena, with
+other rules, once an allocation of it has failed, and other tests make allocations fail.
+"""
+
+import os
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +27,7 @@ def touch() -> None:
     torch.empty(BLOCK, dtype=torch.uint8).fill_(1)
 
 
-def test_freed_blocks_stay_within_the_block_and_go_after_it() -> None:
+def freed_blocks_stay_within_the_block_and_go_after_it() -> None:
     memory = process_memory()
     touch()
     release_free_memory()
@@ -34,7 +42,7 @@ def test_freed_blocks_stay_within_the_block_and_go_after_it() -> None:
     assert memory.current() - before < 0.1 * BLOCK, "freed blocks still stay"
 
 
-def test_memory_is_given_back_after_an_error() -> None:
+def memory_is_given_back_after_an_error() -> None:
     memory = process_memory()
     release_free_memory()
     before = memory.current()
@@ -42,3 +50,36 @@ def test_memory_is_given_back_after_an_error() -> None:
         touch()
         raise KeyboardInterrupt
     assert memory.current() - before < 0.1 * BLOCK
+
+
+def memory_is_given_back_after_a_failed_allocation() -> None:
+    memory = process_memory()
+    before = memory.current()
+    with kept_heap():
+        with pytest.raises(RuntimeError):
+            torch.empty(1 << 50, dtype=torch.uint8)
+        touch()
+    assert memory.current() - before < 0.1 * BLOCK
+
+
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (
+        freed_blocks_stay_within_the_block_and_go_after_it,
+        memory_is_given_back_after_an_error,
+        memory_is_given_back_after_a_failed_allocation,
+    )
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_in_a_fresh_process(scenario: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__, scenario]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[1]]()
