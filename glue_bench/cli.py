@@ -20,7 +20,7 @@ from glue_bench.config import Config, check_run_name, config_names, load_config,
 from glue_bench.errors import GlueBenchError, UserError, printable, without_secrets
 from glue_bench.interrupts import interruptible
 from glue_bench.paths import check_results, is_file
-from glue_bench.store import describe_os_error
+from glue_bench.store import UNREADABLE, describe_os_error
 
 OUT_OF_MEMORY = "out of memory; use a smaller micro_batch_size or batch_size, or --device cpu; finished steps are kept"
 STEP_VERBS = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report")
@@ -348,5 +348,5 @@ def _list(options: argparse.Namespace) -> int:
 def _is_complete(summary: Path) -> bool:
     try:
         return json.loads(summary.read_text(encoding="utf-8"))["complete"] is True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (*UNREADABLE, KeyError, TypeError):
         return False

@@ -140,6 +140,11 @@ class Student:
     )
     finetuned: Mapping[str, str] = field(default_factory=dict, metadata={"help": "task -> a fine-tuned checkpoint"})
 
+    @property
+    def least_teacher_layers(self) -> int:
+        """Layers that the teacher must have: a list counts them from 0, a single number is a count."""
+        return max(self.layers) + 1 if len(self.layers) > 1 else max(self.layers, default=0)
+
 
 @dataclass(frozen=True)
 class TaskTraining:

@@ -127,8 +127,7 @@ def _check_students(config: "Config", source: str) -> None:
             remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"
             raise ConfigError(f"{where}.soft_targets: needs the teacher's logits on the training set, so {remedy}")
         _check_finetuned(student.finetuned, f"{where}.finetuned")
-        deepest = max(student.layers) + 1 if len(student.layers) > 1 else max(student.layers, default=0)
-        if not config.teacher.weights and deepest > config.teacher.layers:
+        if not config.teacher.weights and student.least_teacher_layers > config.teacher.layers:
             raise ConfigError(f"{where}.layers: {list(student.layers)} of a teacher that has {config.teacher.layers}")
     _no_repeats(names, f"{source}: names of teacher and students")
     for i, name in enumerate(config.check.students):

@@ -30,6 +30,11 @@ class StepError(GlueBenchError):
     """A step that failed while it ran, for a reason the message names (exit 3)."""
 
 
+def redo(folder: object) -> str:
+    """The remedy for a damaged step: what to delete so that the next run makes it anew."""
+    return f"delete {folder} and run again: the step is computed anew"
+
+
 def printable(message: str) -> str:
     """A message as it may be shown: at most two lines, no control characters of a name or a file, no secrets."""
     lines = [line for line in without_secrets(message).split("\n") if line.strip()] or [""]

@@ -98,6 +98,14 @@ def longest_sequence(config: Mapping[str, Any]) -> int | None:
     return positions
 
 
+def check_sequence_length(wanted: int, longest: int | None) -> None:
+    """Raise UserError where sequences of the text are longer than the model has positions (None: no limit)."""
+    if longest is not None and wanted > longest:
+        raise UserError(
+            f"corpus.sequence_length: {wanted} is above the teacher's {longest} positions; set at most that"
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glue_bench.config import Config, plain
-from glue_bench.errors import StepError
+from glue_bench.errors import StepError, redo
 from glue_bench.locks import lock
 from glue_bench.machine import environment
 from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints
@@ -164,7 +164,7 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
             return 0
         if state.kind == "damaged" and step.stage in DISTRIBUTED_STAGES and not force:
             folder = run.store.folder(step.name)  # days of work, for an edited model card perhaps: not without asking
-            raise StepError(f"{state.why}; restore it, or delete {folder} and run again: the step is computed anew")
+            raise StepError(f"{state.why}; restore it, or {redo(folder)}")
         if state.kind in ("stale", "damaged"):
             run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
         _refuse_changed_needs(step, run)
@@ -184,7 +184,7 @@ def _refuse_changed_needs(step: Step, run: Run) -> None:
         record = read_record(folder)
         damaged = damaged_file(folder, record["outputs"], once=True) if record else f"{folder / RECORD} is unreadable"
         if damaged:
-            raise StepError(f"{damaged}; delete {folder} and run again: the step is computed anew")
+            raise StepError(f"{damaged}; {redo(folder)}")
 
 
 def _compute(step: Step, run: Run) -> dict[str, Any]:

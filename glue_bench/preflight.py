@@ -27,7 +27,7 @@ from glue_bench.inputs import (
     weights_kind,
 )
 from glue_bench.machine import gpu_names
-from glue_bench.model_folder import check_model_folder, longest_sequence, model_config, size_of
+from glue_bench.model_folder import check_model_folder, check_sequence_length, longest_sequence, model_config, size_of
 from glue_bench.plan import needs_corpus
 from glue_bench.sources import HUB_DATASET, source_kind
 
@@ -130,15 +130,11 @@ def _check_data_and_text(config: Config, amiss: list[str], hub: list[str]) -> No
 
 def check_teacher(config: Config, teacher: Mapping[str, Any]) -> None:
     """Raise UserError where a teacher's config.json is at odds with the settings: sequence_length, students' layers."""
-    longest, layers = longest_sequence(teacher), size_of(teacher, "layers")
-    wanted = config.corpus.sequence_length
-    if needs_corpus(config) and longest is not None and wanted > longest:
-        raise UserError(
-            f"corpus.sequence_length: {wanted} is above the teacher's {longest} positions; set at most that"
-        )
+    layers = size_of(teacher, "layers")
+    if needs_corpus(config):
+        check_sequence_length(config.corpus.sequence_length, longest_sequence(teacher))
     for student in config.students:
-        deepest = max(student.layers) + 1 if len(student.layers) > 1 else max(student.layers, default=0)
-        if layers is not None and deepest > layers:
+        if layers is not None and student.least_teacher_layers > layers:
             raise UserError(
                 f"students.{student.name}.layers: {list(student.layers)} of a teacher that has {layers} layers; "
                 + (f"they count from 0 to {layers - 1}" if len(student.layers) > 1 else f"give at most {layers}")

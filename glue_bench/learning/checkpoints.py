@@ -38,7 +38,7 @@ def save_checkpoint(
     with atomic_folder(folder / f"step-{step:08d}") as temporary:
         path = temporary / TENSORS
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-        content = {"step": step, "fingerprint": fingerprint, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        content = {"step": step, "fingerprint": fingerprint, "sha256": sha256_file(path)}
         write_atomic(temporary / STATE, json.dumps(sealed(content | {"state": state}), allow_nan=False))
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)

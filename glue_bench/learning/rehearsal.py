@@ -12,7 +12,7 @@ from typing import Any
 from glue_bench.errors import UserError
 from glue_bench.learning.models import count_parameters, load_finetuned, load_tokenizer
 from glue_bench.learning.students import check_student
-from glue_bench.model_folder import CONFIG, longest_sequence, model_config
+from glue_bench.model_folder import CONFIG, check_sequence_length, longest_sequence, model_config
 from glue_bench.plan import Step
 from glue_bench.store import Store
 from glue_bench.tasks import TASKS
@@ -50,10 +50,7 @@ def _rehearse_training(step: Step, store: Store) -> None:
 def _check_text(step: Step, record: dict[str, Any], longest: int | None) -> None:
     sequences = record["result"]["train"]["sequences"]
     length, batch_size = record["settings"]["sequence_length"], step.settings["batch_size"]
-    if longest is not None and length > longest:
-        raise UserError(
-            f"corpus.sequence_length: {length} is above the teacher's {longest} positions; set at most that"
-        )
+    check_sequence_length(length, longest)
     if sequences < batch_size:
         raise UserError(
             f"corpus.text: gives {sequences} sequences of {length} tokens, too few for one batch of {batch_size} "

@@ -18,7 +18,7 @@ from glue_bench.reporting.tables import (
     number,
     percent,
     percent_interval,
-    signed_points,
+    points_interval,
     times_interval,
 )
 from glue_bench.tasks import TASKS
@@ -118,18 +118,12 @@ def _score_rows(
         row = found.tasks[task] if found else None
         delta = Interval(values[1] - values[0]) if row is None else row.difference
         p_value = DASH if row is None else f"{row.p_value:.4f}"
-        yield [markdown_text(label), TASKS[task].title, *map(percent, values), _points(delta), p_value]
+        yield [markdown_text(label), TASKS[task].title, *map(percent, values), points_interval(delta), p_value]
     if found and found.macro:
         macro = found.macro
         values = percent(macro.score_b), percent(macro.score_a)
         name = macro_name(macro.tasks)
-        yield [markdown_text(label), f"**{name}**", *values, _points(macro.difference), f"{macro.p_value:.4f}"]
-
-
-def _points(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return signed_points(interval.value)
-    return f"{signed_points(interval.value)} [{signed_points(interval.low)}, {signed_points(interval.high)}]"
+        yield [markdown_text(label), f"**{name}**", *values, points_interval(macro.difference), f"{macro.p_value:.4f}"]
 
 
 def _only(name: str, here: Analysis, there: Analysis) -> str:
@@ -145,7 +139,7 @@ def _retention(first: Analysis, second: Analysis) -> str:
             kept, now = first.comparisons[one], second.comparisons[other]
             change = DASH
             if kept.retention.value is not None and now.retention.value is not None:
-                change = _points(Interval(now.retention.value - kept.retention.value))
+                change = points_interval(Interval(now.retention.value - kept.retention.value))
                 if kept.macro and now.macro and kept.macro.tasks == now.macro.tasks:
                     before = models[0][first.teacher], models[0][one]
                     after = models[1][second.teacher], models[1][other]
@@ -167,7 +161,7 @@ def _change(before: Pair, after: Pair, first: Analysis) -> str:
         found = retention_change(before, after, resamples=settings.resamples, seed=settings.seed)
     except ValueError:
         return ""
-    return "" if found.value is None else _points(found)
+    return "" if found.value is None else points_interval(found)
 
 
 def _efficiency(first: Analysis, second: Analysis) -> str:

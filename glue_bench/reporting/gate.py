@@ -12,7 +12,7 @@ from typing import Any
 
 from glue_bench.config import Check
 from glue_bench.errors import UserError
-from glue_bench.inputs import read_summary as read_summary
+from glue_bench.inputs import read_summary
 from glue_bench.records import seal_of
 from glue_bench.reporting.run_folder import load_run
 from glue_bench.reporting.tables import read_csv

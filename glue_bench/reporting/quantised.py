@@ -18,7 +18,7 @@ from glue_bench.records import Interval, Score
 from glue_bench.reporting.resampling import TaskPredictions
 from glue_bench.reporting.run_folder import RunFolder
 from glue_bench.reporting.scores import Scores
-from glue_bench.reporting.statistics import ModelPredictions, RetentionResult, retention
+from glue_bench.reporting.statistics import MACRO_ROWS, ModelPredictions, RetentionResult, retention
 from glue_bench.tasks import TASKS
 
 QUANTISED_FILE = "quantised.csv"
@@ -26,7 +26,6 @@ COLUMNS = (
     "model", "task", "seed", "score", "fp32_score", "retention_of_fp32", "fp32_low", "fp32_high", "teacher_score",
     "retention", "low", "high", "largest_logit_difference", "bytes_on_disk", "fp32_bytes_on_disk", "skipped",
 )  # fmt: skip
-MACRO_ROWS = ("macro_without_wnli", "macro")
 
 
 @dataclass(frozen=True)

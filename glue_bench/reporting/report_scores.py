@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from glue_bench.records import Interval
 from glue_bench.reporting import published_numbers
 from glue_bench.reporting.analysis import Analysis, macro_name
 from glue_bench.reporting.scores import Spread
@@ -14,7 +13,7 @@ from glue_bench.reporting.tables import (
     number,
     percent,
     percent_interval,
-    signed_points,
+    points_interval,
 )
 from glue_bench.tasks import TASKS
 
@@ -91,7 +90,7 @@ def copies_section(analysis: Analysis) -> str:
     rows = []
     for (trained, copy), found in analysis.over_copies.items():
         if found.macro is not None:
-            points = _points_interval(found.macro.difference)
+            points = points_interval(found.macro.difference)
             row = [markdown_text(trained), markdown_text(copy), points, f"{found.macro.p_value:.4f}"]
             rows.append([*row, str(len(found.macro.tasks))])
     headers = ["distilled", "same layers, only copied", "difference in points [95 %]", "p", "tasks"]
@@ -106,7 +105,7 @@ def ablation_section(analysis: Analysis) -> str:
     for name, taken in analysis.ablation.rows.items():
         found = analysis.ablated.get(name)
         nine = found.macro_9 or found.macro if found else None
-        ours = _points_interval(nine.difference) if nine else DASH
+        ours = points_interval(nine.difference) if nine else DASH
         published = published_numbers.ABLATION.get(taken)
         theirs = DASH if published is None else f"{published:+.2f}"
         rows.append([markdown_text(name), markdown_text(taken), ours, str(len(nine.tasks)) if nine else DASH, theirs])
@@ -232,12 +231,6 @@ def _kept(found: Retention | None) -> str:
 
 def _on(found: Retention | None) -> str:
     return DASH if found is None else str(len(found.tasks))
-
-
-def _points_interval(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return signed_points(interval.value)
-    return f"{signed_points(interval.value)} [{signed_points(interval.low)}, {signed_points(interval.high)}]"
 
 
 def _why_none(analysis: Analysis) -> str:

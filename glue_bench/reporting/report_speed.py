@@ -7,7 +7,8 @@ from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis, macro_name
 from glue_bench.reporting.efficiency import LEAST_PASSES, PAPER_SCENARIO, timed_inputs
 from glue_bench.reporting.published_numbers import SIZE_REDUCTION, SPEEDUP, STSB_PASS_SECONDS
-from glue_bench.reporting.quantised import MACRO_ROWS, quantised_rows
+from glue_bench.reporting.quantised import quantised_rows
+from glue_bench.reporting.statistics import MACRO_ROWS
 from glue_bench.reporting.tables import (
     DASH,
     markdown_table,

@@ -15,7 +15,7 @@ from typing import Any
 from glue_bench.config import Config, config_from, distill_settings, task_settings
 from glue_bench.data.glue import data_completeness
 from glue_bench.data.predictions import PREDICTIONS_FILE
-from glue_bench.errors import UserError
+from glue_bench.errors import UserError, redo
 from glue_bench.plan import int8_step, model_names, roles, weights_step
 from glue_bench.records import Size, Timing, from_json
 from glue_bench.store import RECORD, UNREADABLE, damaged_file, read_record
@@ -177,7 +177,7 @@ def load_intact_run(root: Path) -> RunFolder:
     for step, record in run.records.items():
         listed = {name: one for name, one in record["outputs"].items() if name in REPORTED_FILES}
         if damaged := damaged_file(root / step, listed, hash_all=True):
-            raise UserError(f"{damaged}; delete {root / step} and run again: the step is computed anew")
+            raise UserError(f"{damaged}; {redo(root / step)}")
     return run
 
 

@@ -20,6 +20,7 @@ from glue_bench.reporting.resampling import TaskPredictions, resampled_scores
 from glue_bench.tasks import GLUE_NINE, TASKS
 
 TAIL = 0.025  # outside a 95 % interval, on each side
+MACRO_ROWS = ("macro_without_wnli", "macro")  # of the tables, after the tasks
 TIE = 1e-9  # scores closer than this are equal: means over seeds round differently
 
 

@@ -5,20 +5,18 @@ from dataclasses import asdict
 from typing import Any
 
 from glue_bench.errors import UserError
+from glue_bench.inputs import read_summary
 from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis
 from glue_bench.reporting.finding import finding
-from glue_bench.reporting.gate import BASELINE_FILE, Gate, judge, read_summary, unread_baseline
+from glue_bench.reporting.gate import BASELINE_FILE, Gate, judge, unread_baseline
 from glue_bench.reporting.run_folder import RunFolder
-from glue_bench.reporting.statistics import Retention
+from glue_bench.reporting.statistics import MACRO_ROWS, Retention
 
 SCORE_COLUMNS = ("model", "task", "split", "seed", "metric", "value")
 RETENTION_COLUMNS = (
     "model", "task", "score", "teacher_score", "retention", "low", "high", "gain_retained", "p_value", "n_seeds",
 )  # fmt: skip
-MACRO_ROWS = ("macro_without_wnli", "macro")  # in retention.csv, after the tasks
-
-
 NOT_TIMED = Interval(None, reason="not timed")
 
 

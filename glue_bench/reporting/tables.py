@@ -117,6 +117,13 @@ def percent_interval(interval: Interval) -> str:
     return f"{percent(interval.value)} [{percent(interval.low)}, {percent(interval.high)}]"
 
 
+def points_interval(interval: Interval) -> str:
+    """`+1.2 [-0.3, +2.7]` in points, without brackets where there is no interval, or a dash."""
+    if interval.low is None or interval.high is None:
+        return signed_points(interval.value)
+    return f"{signed_points(interval.value)} [{signed_points(interval.low)}, {signed_points(interval.high)}]"
+
+
 def times_interval(interval: Interval) -> str:
     """`1.63x [1.60, 1.66]`, or a dash."""
     if interval.value is None:

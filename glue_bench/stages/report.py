@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from glue_bench.errors import UserError
+from glue_bench.inputs import read_summary
 from glue_bench.plan import Step
 from glue_bench.reporting.build import analyse_and_build
-from glue_bench.reporting.gate import BASELINE_FILE, read_summary
+from glue_bench.reporting.gate import BASELINE_FILE
 from glue_bench.reporting.leaderboard import update_leaderboard
 from glue_bench.reporting.report_background import repeat_command
 from glue_bench.reporting.run_folder import CONFIG_FILE, RunFolder, load_run

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from glue_bench.data.predictions import PREDICTIONS_FILE, Predictions, decide, read_predictions, write_predictions
-from glue_bench.errors import StepError
+from glue_bench.errors import StepError, redo
 from glue_bench.learning.classify import longest_input
 from glue_bench.learning.metrics import headline, score_with_warnings
 from glue_bench.learning.models import load_finetuned, load_tokenizer
@@ -83,7 +83,7 @@ def _predict(step: Step, store: Store, source_step: str, weights: Path, scratch:
     if not step.inputs and (
         damaged := damaged_file(weights, store.result(source_step).get("weights_files", {}), hash_all=True)
     ):
-        raise StepError(f"{damaged}; delete {store.folder(source_step)} and run again: the step is computed anew")
+        raise StepError(f"{damaged}; {redo(store.folder(source_step))}")
     model, columns = load_finetuned(weights, task)
     tokenizer = load_tokenizer(weights)
     longest = longest_input(model, tokenizer, settings["max_length"])
