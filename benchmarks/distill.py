@@ -13,6 +13,7 @@ evaluations and checkpoints. Where documents are shorter than --length, the orig
 that every contender sees about as many tokens a step. Held-out MLM losses are measured in fp32, on packed and on
 document sequences. A teacher without an MLM head is first given one (--head-tokens, the encoder stands still).
 Prints a table and, as its last line, one JSON object; `original`, `ours` and `ours_masked` are attended tokens/s.
+With --profile nothing is timed: torch's profiler says where the time of our two goes, by operation.
 """
 
 import argparse
@@ -38,6 +39,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from glue_bench.config import Config, config_from
@@ -64,6 +66,8 @@ POSITIONS = {"ours": "attended", "ours_masked": "masked"}  # ce_positions of our
 WARM_UP_STEPS = 2
 HEAD_LEARNING_RATE = 1e-3  # of the head alone, from random weights
 NEVER = 10**9  # checkpoints at the end of a training only
+PROFILED_STEPS, UNPROFILED_STEPS = 4, 8  # after so many, the heap has settled; the last one is not recorded either
+SHOWN_OPERATIONS = 15
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,38 @@ def batch_making() -> Iterator[list[float]]:
 
     with patch.object(Batches, "from_step", timed):
         yield seconds
+
+
+@contextmanager
+def profiled_steps() -> Iterator[profile]:
+    """Within the block, PROFILED_STEPS of a training are recorded, after UNPROFILED_STEPS."""
+    recorded = profile(activities=[ProfilerActivity.CPU])
+    from_step = Batches.from_step
+
+    def watched(self: Batches, step: int, end: int) -> Iterator[Any]:
+        for number, batch in enumerate(from_step(self, step, end)):
+            if number == UNPROFILED_STEPS:
+                recorded.start()
+            if number == UNPROFILED_STEPS + PROFILED_STEPS:
+                recorded.stop()
+            yield batch
+
+    with patch.object(Batches, "from_step", watched):
+        yield recorded
+
+
+def print_profile(bench: Bench, name: str, tokens_a_step: int) -> None:
+    """Where the time of a contender's optimiser step goes: operations by the time spent in themselves."""
+    with profiled_steps() as recorded:
+        ours(bench, name, (UNPROFILED_STEPS + PROFILED_STEPS + 1) * tokens_a_step, 0)
+    operations = sorted(recorded.key_averages(), key=lambda one: -one.self_cpu_time_total)
+    total = sum(one.self_cpu_time_total for one in operations)
+    rows = [
+        [one.key, 100 * one.self_cpu_time_total / total, one.self_cpu_time_total / 1000 / PROFILED_STEPS, one.count / PROFILED_STEPS]
+        for one in operations[:SHOWN_OPERATIONS]
+    ]
+    print(f"{name}: {total / 1000 / PROFILED_STEPS:,.0f} ms a step, batches included")
+    print(tabulate(rows, headers=["operation", "%", "ms a step", "calls a step"], tablefmt="github", floatfmt=",.1f"))
 
 
 def original_loss(
@@ -330,6 +366,7 @@ def main() -> None:
     parser.add_argument("--heldout-tokens", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of ours")
+    parser.add_argument("--profile", action="store_true", help="say where our time goes, and stop")
     options = parser.parse_args()
     config = config_of(options)
     known = facts(config.machine)
@@ -337,6 +374,10 @@ def main() -> None:
     blocks: dict[str, list[Measured]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as results:
         bench = prepare(config, known, options, Path(results))
+        if options.profile:
+            for name in POSITIONS:
+                print_profile(bench, name, options.batch * options.length)
+            return
         teacher, _ = load_masked_lm(bench.store.folder(bench.steps["ours"].settings["teacher"]) / "model", seed=0)
         of_teacher = bench.measure(teacher)
         for name in CONTENDERS:
