@@ -66,7 +66,7 @@ POSITIONS = {"ours": "attended", "ours_masked": "masked"}  # ce_positions of our
 WARM_UP_STEPS = 2
 HEAD_LEARNING_RATE = 1e-3  # of the head alone, from random weights
 NEVER = 10**9  # checkpoints at the end of a training only
-PROFILED_STEPS, UNPROFILED_STEPS = 4, 8  # after so many, the heap has settled; the last one is not recorded either
+PROFILED_STEPS, UNPROFILED_STEPS = 4, 20  # after so many, the heap has settled; the last one is not recorded either
 SHOWN_OPERATIONS = 15
 
 
@@ -153,7 +153,12 @@ def print_profile(bench: Bench, name: str, tokens_a_step: int) -> None:
     operations = sorted(recorded.key_averages(), key=lambda one: -one.self_cpu_time_total)
     total = sum(one.self_cpu_time_total for one in operations)
     rows = [
-        [one.key, 100 * one.self_cpu_time_total / total, one.self_cpu_time_total / 1000 / PROFILED_STEPS, one.count / PROFILED_STEPS]
+        [
+            one.key,
+            100 * one.self_cpu_time_total / total,
+            one.self_cpu_time_total / 1000 / PROFILED_STEPS,
+            one.count / PROFILED_STEPS,
+        ]
         for one in operations[:SHOWN_OPERATIONS]
     ]
     print(f"{name}: {total / 1000 / PROFILED_STEPS:,.0f} ms a step, batches included")
