@@ -1,7 +1,7 @@
 """The heap that training keeps: freed blocks are reused, and given back in the end.
 
-Each scenario runs in a process of its own, started from this very file: glibc moves a thread to another arena, with
-other rules, once an allocation of it has failed, and other tests make allocations fail.
+The scenarios run in a process of their own, started from this very file: glibc moves a thread to another arena, with
+other rules, once an allocation of it has failed, and other tests make allocations fail. So that scenario is the last.
 """
 
 import os
@@ -77,24 +77,14 @@ def memory_is_given_back_after_a_failed_allocation() -> None:
     assert memory.current() - before < 0.1 * BLOCK
 
 
-SCENARIOS = {
-    scenario.__name__: scenario
-    for scenario in (
-        freed_blocks_are_reused_within_the_block_and_go_after_it,
-        memory_is_given_back_after_an_error,
-        memory_is_given_back_after_a_failed_allocation,
-    )
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_in_a_fresh_process(scenario: str) -> None:
+def test_in_a_fresh_process() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, __file__, scenario]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
-    SCENARIOS[sys.argv[1]]()
+    freed_blocks_are_reused_within_the_block_and_go_after_it()
+    memory_is_given_back_after_an_error()
+    memory_is_given_back_after_a_failed_allocation()
