@@ -8,7 +8,7 @@ Points are means over seeds; medians stand in the score table.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -183,12 +183,11 @@ def retention_change(
     for sign, bottom, top in ((-1, *macros[:2]), (1, *macros[2:])):
         if min(bottom.point, bottom.samples.min()) <= TIE:
             return Interval(None, reason=f"the teacher's score is {bottom.point:.4f}, not surely above zero")
-        kept = top.point / bottom.point
-        value += sign * kept
+        value += sign * top.point / bottom.point
         changes += sign * top.samples / bottom.samples
-        linear += sign * (top.samples - kept * bottom.samples) / bottom.point  # as in _ratio
-        seeds += [(variance / bottom.point**2, freedom) for variance, freedom in top.seed_variances]
-        seeds += [(variance * (kept / bottom.point) ** 2, freedom) for variance, freedom in bottom.seed_variances]
+        line, of_seeds = _first_order(top, bottom)
+        linear += sign * line
+        seeds += of_seeds
     return Interval(value, *_limits(value + _widening(linear, seeds) * (changes - value)))
 
 
@@ -295,21 +294,32 @@ def _ratio(top: _Drawn, bottom: _Drawn, floor: _Drawn | None, what: str) -> Inte
 
     Resamples whose bottom is not above zero count to both tails; where they fill one, there is no interval.
     """
-    low, lows = (floor.point, floor.samples) if floor else (0.0, 0.0)
-    gap, gaps = bottom.point - low, bottom.samples - lows
-    if gap <= TIE:
+    top, bottom = _above(top, floor), _above(bottom, floor)
+    if bottom.point <= TIE:
         return Interval(None, reason=f"undefined: {what}")
-    value = (top.point - low) / gap
-    below = gaps <= TIE
+    value = top.point / bottom.point
+    below = bottom.samples <= TIE
     if below.mean() >= TAIL:
         return Interval(value, reason=f"no interval: {what}, not surely above zero")
-    # The ratio moves by (d top - value * d bottom) / gap: that line gives the part that few seeds leave uncertain.
-    linear = ((top.samples - lows) - value * gaps) / gap
-    seeds = [(variance / gap**2, freedom) for variance, freedom in top.seed_variances]
-    seeds += [(variance * (value / gap) ** 2, freedom) for variance, freedom in bottom.seed_variances]
+    widening = _widening(*_first_order(top, bottom))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (top.samples - lows) / gaps
-        return Interval(value, *_limits(value + _widening(linear, seeds) * (ratios - value), below))
+        return Interval(value, *_limits(value + widening * (top.samples / bottom.samples - value), below))
+
+
+def _above(one: _Drawn, floor: _Drawn | None) -> _Drawn:
+    """What of a score is above the floor; the seeds' part of its variance is its own."""
+    return replace(one, point=one.point - floor.point, samples=one.samples - floor.samples) if floor else one
+
+
+def _first_order(top: _Drawn, bottom: _Drawn) -> tuple[np.ndarray, list[tuple[float, int]]]:
+    """Resamples of what top / bottom moves by in first order, and the seeds' variances of it, for `_widening`.
+
+    The ratio moves by (d top - ratio * d bottom) / bottom: that line gives the part that few seeds leave uncertain.
+    """
+    ratio, gap = top.point / bottom.point, bottom.point
+    seeds = [(variance / gap**2, freedom) for variance, freedom in top.seed_variances]
+    seeds += [(variance * (ratio / gap) ** 2, freedom) for variance, freedom in bottom.seed_variances]
+    return (top.samples - ratio * bottom.samples) / gap, seeds
 
 
 def _limits(values: np.ndarray, unbounded: np.ndarray | None = None) -> tuple[float, float]:
