@@ -215,7 +215,7 @@ class Machine:
 
     device: str = setting("auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
-        "auto", "of training; auto: bf16 on CUDA and on CPUs with AMX, else fp32", choices=("auto", "fp32", "bf16")
+        "auto", "of training; auto: bf16 on CUDA and on CPUs with AMX or AVX-512 BF16", choices=("auto", "fp32", "bf16")
     )
     threads: int = setting(0, "CPU threads, which torchrun's processes share; 0: all cores", low=0, high=1024)
     jobs_per_device: int = setting(

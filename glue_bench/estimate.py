@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glue_bench.config import Config
 from glue_bench.inputs import HashMemo, in_hub_cache, text_kinds, weights_folder, weights_kind
-from glue_bench.machine import Facts, facts, has_fast_bf16
+from glue_bench.machine import Facts, facts, has_amx, has_fast_bf16
 from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
 from glue_bench.plan import Step, plan
@@ -17,7 +17,7 @@ from glue_bench.store import Store
 from glue_bench.tasks import TASKS
 
 # FLOP/s that a training step really reaches, per core (a Zen 3 core's fp32 products: 57e9, measured) or device.
-RATE_PER_CORE, RATE_PER_AMX_CORE, RATE_PER_GPU = 35e9, 300e9, 150e12
+RATE_PER_CORE, RATE_PER_BF16_CORE, RATE_PER_AMX_CORE, RATE_PER_GPU = 35e9, 100e9, 300e9, 150e12
 TOKENS_PER_EXAMPLE = {"embedded": 20, "folder": 45, "hub": 45}
 EMBEDDED_ROWS = 2_000
 HUB_BYTES = {"weights": 440e6, "glue": 160e6, "text": 12e9}
@@ -68,7 +68,7 @@ def encoder_parameters(config: Config) -> float:
 
 def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
     """A rough time for a step that has not run."""
-    per_core = RATE_PER_AMX_CORE if has_fast_bf16() else RATE_PER_CORE
+    per_core = RATE_PER_AMX_CORE if has_amx() else RATE_PER_BF16_CORE if has_fast_bf16() else RATE_PER_CORE
     rate = RATE_PER_GPU if "cuda" in machine.devices else per_core * machine.threads
     parameters = encoder_parameters(config)
     if step.stage in ("pretrain", "distill"):

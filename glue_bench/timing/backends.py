@@ -142,7 +142,7 @@ def _in_precision(source: Source, precision: str) -> PreTrainedModel:
     if source.device.type == "cpu" and precision == "fp16":
         raise Unavailable("fp16 is timed on CUDA only")
     if source.device.type == "cpu" and precision == "bf16" and not has_fast_bf16():
-        raise Unavailable("bf16 needs a CPU with AMX; without it products are up to 100 times slower than in fp32")
+        raise Unavailable("bf16 needs a CPU with AMX or AVX-512 BF16; without, it is up to 100 times slower than fp32")
     if source.device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(False):
         raise Unavailable("this GPU has no bf16")
     return copy.deepcopy(source.model).to(DTYPES[precision])
