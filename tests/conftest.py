@@ -1,6 +1,7 @@
 """Fixtures for all tests: never the network, and one real quick run for the tests that need it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # in a shell's background job; the tests of interrupts need them
+        signal.signal(number, usual)
 
 
 def run_cli(*arguments: str, cwd: Path = REPOSITORY, timeout: float = 600) -> subprocess.CompletedProcess:
