@@ -47,12 +47,11 @@ from glue_bench.data.corpus import Corpus, build_corpus, open_corpus
 from glue_bench.inputs import HashMemo, weights_folder
 from glue_bench.learning.batches import Batches, Masking, MicroBatch, heldout_batches
 from glue_bench.learning.distributed import Group
-from glue_bench.learning.families import encoder_layers
 from glue_bench.learning.heldout import HeldOut
 from glue_bench.learning.losses import IGNORED
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, set_dropout
 from glue_bench.learning.optimiser import Schedule
-from glue_bench.learning.students import build_student, chosen_layers
+from glue_bench.learning.students import student_of
 from glue_bench.machine import Facts, cpu_name, facts, use_threads
 from glue_bench.pipeline import Run, Shard, run_steps, with_needs
 from glue_bench.plan import Step, plan
@@ -110,7 +109,7 @@ class Bench:
 
 @contextmanager
 def batch_making() -> Iterator[list[float]]:
-    """Within the block, the seconds that each batch takes to make: the training loop's own clock starts after that."""
+    """Within the block, the seconds that each batch takes to make."""
     seconds: list[float] = []
     from_step = Batches.from_step
 
@@ -146,8 +145,8 @@ def profiled_steps() -> Iterator[profile]:
         yield recorded
 
 
-def print_profile(bench: Bench, name: str, tokens_a_step: int) -> None:
-    """Where the time of a contender's optimiser step goes: operations by the time spent in themselves."""
+def print_profile(bench: Bench, name: str, tokens_a_step: int) -> dict[str, float]:
+    """Where the time of a contender's optimiser step goes: operations, and their share of the time, in themselves."""
     with profiled_steps() as recorded:
         ours(bench, name, (UNPROFILED_STEPS + PROFILED_STEPS + 1) * tokens_a_step, 0)
     operations = sorted(recorded.key_averages(), key=lambda one: -one.self_cpu_time_total)
@@ -163,6 +162,7 @@ def print_profile(bench: Bench, name: str, tokens_a_step: int) -> None:
     ]
     print(f"{name}: {total / 1000 / PROFILED_STEPS:,.0f} ms a step, batches included")
     print(tabulate(rows, headers=["operation", "%", "ms a step", "calls a step"], tablefmt="github", floatfmt=",.1f"))
+    return {one.key: round(one.self_cpu_time_total / total, 4) for one in operations[:SHOWN_OPERATIONS]}
 
 
 def original_loss(
@@ -198,12 +198,7 @@ def original(bench: Bench, tokens: int, seed: int) -> Measured:
     settings = {**step.settings, "seed": seed}
     teacher, _ = load_masked_lm(bench.store.folder(settings["teacher"]) / "model", seed=0)
     teacher.requires_grad_(False)
-    student = build_student(
-        teacher,
-        chosen_layers(len(encoder_layers(teacher)), settings["layers"]),
-        **{name: settings[name] for name in ("family", "fold_token_types", "copy_head_transform", "seed")},
-        random_init=False,
-    )
+    _, student = student_of(teacher, settings)
     set_dropout(student, settings["dropout"])
     train = bench.documents.train
     batches = Batches(
@@ -216,7 +211,7 @@ def original(bench: Bench, tokens: int, seed: int) -> Measured:
         group=Group(0, 1),
         device=CPU,
     )
-    steps = max(1, round(tokens * len(train) / (bench.batch_size * len(train.tokens))))
+    steps = max(1, int(tokens * len(train) / (bench.batch_size * len(train.tokens))))  # as ours: whole steps
     schedule = Schedule(steps, round(settings["warmup"] * steps), settings["learning_rate"])
     optimiser = torch.optim.AdamW(
         student.parameters(),
@@ -257,8 +252,7 @@ def ours(bench: Bench, name: str, tokens: int, seed: int) -> Measured:
     student, _ = load_masked_lm(folder / "model", seed=0)
     heldout = bench.measure(student)
     shutil.rmtree(folder)
-    seconds = training["seconds"] + sum(making)
-    return Measured(training["tokens"], training["steps"], seconds, sum(making), heldout)
+    return Measured(training["tokens"], training["steps"], training["seconds"], sum(making), heldout)
 
 
 def block(bench: Bench, name: str, tokens: int, seed: int) -> Measured:
@@ -380,11 +374,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as results:
         bench = prepare(config, known, options, Path(results))
         if options.profile:
-            for name in POSITIONS:
-                print_profile(bench, name, options.batch * options.length)
+            print(json.dumps({name: print_profile(bench, name, options.batch * options.length) for name in POSITIONS}))
             return
-        teacher, _ = load_masked_lm(bench.store.folder(bench.steps["ours"].settings["teacher"]) / "model", seed=0)
-        of_teacher = bench.measure(teacher)
+        settings = bench.steps["ours"].settings
+        teacher, _ = load_masked_lm(bench.store.folder(settings["teacher"]) / "model", seed=0)
+        of_teacher, of_start = bench.measure(teacher), bench.measure(student_of(teacher, settings)[1])
         for name in CONTENDERS:
             block(bench, name, WARM_UP_STEPS * options.batch * options.length, 0)
         before = snapshot("cpu")
@@ -410,12 +404,13 @@ def main() -> None:
     print(f"{bench.batch_size} documents in micro-batches of {bench.micro_batch_size}, {100 * padding:.1f} % padding")
     shown = [[format(value, how) for value, how in zip(row, formats, strict=True)] for row in rows]
     print(tabulate(shown, headers=head, tablefmt="github", disable_numparse=True))
-    print(
-        f"held-out MLM loss of the teacher: {of_teacher['packed']:.4f} packed, {of_teacher['documents']:.4f} documents"
-    )
+    for name, heldout in (("the teacher", of_teacher), ("the student at the start", of_start)):
+        print(f"held-out MLM loss of {name}: {heldout['packed']:.4f} packed, {heldout['documents']:.4f} documents")
     result |= {
         "heldout_teacher": round(of_teacher["packed"], 4),
         "heldout_documents_teacher": round(of_teacher["documents"], 4),
+        "heldout_start": round(of_start["packed"], 4),
+        "heldout_documents_start": round(of_start["documents"], 4),
         "tokens": {name: runs[0].tokens for name, runs in blocks.items()},
         "steps": {name: runs[0].steps for name, runs in blocks.items()},
         "blocks": {name: [round(one.tokens / one.seconds, 1) for one in runs] for name, runs in blocks.items()},

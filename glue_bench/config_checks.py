@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on every system
 RESERVED_RUNS = ("cache", "published", "leaderboard.md", "leaderboard.csv")
+LOSS_WEIGHTS = ("weight_ce", "weight_mlm", "weight_cos")
 RESERVED_MODELS = ("majority", "as-released")
 
 
@@ -123,6 +124,9 @@ def _check_students(config: "Config", source: str) -> None:
         if any(layer < 0 for layer in student.layers):
             raise ConfigError(f"{where}.layers: layers are counted from 0; got {list(student.layers)}")
         _no_repeats(student.layers, f"{where}.layers")
+        weights = [student.distill.get(name, getattr(config.distill, name)) for name in LOSS_WEIGHTS]
+        if student.layers and not any(weights):
+            raise ConfigError(f"{where}: {', '.join(LOSS_WEIGHTS)} are all 0; at least one loss needs a weight")
         if student.soft_targets and config.teacher.finetuned:
             remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"
             raise ConfigError(f"{where}.soft_targets: needs the teacher's logits on the training set, so {remedy}")

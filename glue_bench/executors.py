@@ -44,7 +44,7 @@ def worker_environments(jobs_per_device: int, device: str) -> list[dict[str, str
 
 
 def run_in_parallel(steps: Sequence[Step], run: Run, arguments: Sequence[str], executor: str) -> None:
-    """Bring what fine-tuning needs to done here, then the fine-tunings in parallel; nothing where all are done.
+    """Bring what fine-tuning needs to done here, then the fine-tunings in parallel; a last single one is left open.
 
     executor: local or ray. Raises UserError and StepError as the steps do, and where ray is asked for and absent.
     """
@@ -58,8 +58,9 @@ def run_in_parallel(steps: Sequence[Step], run: Run, arguments: Sequence[str], e
     if executor == "ray":
         finetune_on_ray(steps, run)
     else:
-        workers = worker_environments(run.config.machine.jobs_per_device, run.device)
-        fan_out(arguments, workers[: len(open_steps)])
+        workers = worker_environments(run.config.machine.jobs_per_device, run.device)[: len(open_steps)]
+        if len(workers) > 1:  # a single one is for this process: as --shard 1/1 it would start another one, and so on
+            fan_out(arguments, workers)
 
 
 def fan_out(arguments: Sequence[str], workers: Sequence[Mapping[str, str]]) -> None:

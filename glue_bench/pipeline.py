@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glue_bench.config import Config, plain
-from glue_bench.errors import StepError, redo
+from glue_bench.errors import StepError, UserError, redo
 from glue_bench.locks import lock
 from glue_bench.machine import environment
 from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints
 from glue_bench.records import seal_of, sealed
 from glue_bench.store import (
+    CONFIG_FILE,
     RECORD,
     State,
     Store,
@@ -39,7 +40,9 @@ REHEARSED = (*DISTRIBUTED_STAGES, "benchmark")
 # These print times and other figures that come out differently when a step is computed anew, whatever its fingerprint
 # says: they are done only for the very records that they have read.
 READS_RECORDS = ("report", "check")
+MACHINE_SETTINGS = {"threads", "precision"}
 POLL_S = 0.5
+SHARED_FOLDER_WAIT_S = 300.0
 STEP_LOCK_WAIT_S = 7 * 24 * 3600.0  # another shard may well train for days
 
 
@@ -144,7 +147,7 @@ def _rehearse(steps: Sequence[Step], known: Mapping[str, str], run: Run) -> None
 
 def write_config(run: Run) -> None:
     """Write the resolved config beside the results: report, verify and publish work from it alone."""
-    path = run.store.root / "config.json"
+    path = run.store.root / CONFIG_FILE
     text = json.dumps(plain(run.config), indent=2, sort_keys=True, allow_nan=False) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
         write_atomic(path, text)
@@ -165,6 +168,8 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         if state.kind == "damaged" and step.stage in DISTRIBUTED_STAGES and not force:
             folder = run.store.folder(step.name)  # days of work, for an edited model card perhaps: not without asking
             raise StepError(f"{state.why}; restore it, or {redo(folder)}")
+        if state.kind == "stale" and step.stage in DISTRIBUTED_STAGES and run.shard.count > 1:
+            _refuse_another_machine(step, run)
         if state.kind in ("stale", "damaged"):
             run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
         _refuse_changed_needs(step, run)
@@ -175,6 +180,15 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         shutil.rmtree(run.store.folder(step.name) / "checkpoints", ignore_errors=True)  # of no use any more
         run.say(f"{place} {step.name}: {seconds:.1f} s{summary_line(result)}")
     return 1
+
+
+def _refuse_another_machine(step: Step, run: Run) -> None:
+    """Shards on machines of different kinds would train one after the other for nothing but that. Raises UserError."""
+    made = (run.store.record(step.name) or {}).get("settings", {})
+    changed = {key for key in made.keys() | step.settings.keys() if made.get(key) != step.settings.get(key)}
+    if changed and changed <= MACHINE_SETTINGS:
+        was = " ".join(f"machine.{key}={made.get(key)}" for key in sorted(changed))
+        raise UserError(f"{step.name}: done on another kind of machine; give every shard --set {was}, or run it alone")
 
 
 def _refuse_changed_needs(step: Step, run: Run) -> None:
@@ -240,8 +254,11 @@ def _follow(step: Step, fingerprint: str, reasons: dict[str, Any], run: Run) -> 
         if run.store.state(step.name, fingerprint, reasons).kind == "done":
             return 0
         importlib.import_module(f"glue_bench.stages.{step.stage}").run(step, run.store, run.device)
+    started = time.monotonic()
     while run.store.state(step.name, fingerprint, reasons).kind != "done":
         time.sleep(POLL_S)  # torchrun ends this process where rank 0 fails
+        if time.monotonic() - started > SHARED_FOLDER_WAIT_S and not (run.store.root / CONFIG_FILE).is_file():
+            raise UserError(f"{run.store.root}: nothing is written there; all processes need a common --results folder")
     return int(step.stage in DISTRIBUTED_STAGES)
 
 

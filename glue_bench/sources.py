@@ -96,7 +96,7 @@ def _check_shards(shards: tuple[Path, ...]) -> None:
 def _tsv_files(folder: Path, row: Task) -> dict[str, tuple[Path, ...]]:
     if row.predicted_by:
         found = tuple(folder / name for name in DIAGNOSTIC_FILES if (folder / name).is_file())
-        return {row.test_splits[0]: found} if found else {}
+        return {row.test_splits[0]: found} if found[:1] == (folder / DIAGNOSTIC_FILES[0],) else {}
     files = {}
     for split in all_splits(row.name):
         path = folder / TSV_FILES[split]

@@ -22,6 +22,7 @@ from glue_bench.errors import StepError, UserError
 from glue_bench.records import is_record, seal_of
 
 RECORD = "record.json"
+CONFIG_FILE = "config.json"  # of a run: its settings, all written out
 CHUNK = 1 << 20
 NO_SPACE = 1 << 14  # bytes left on a disk that counts as full, where an error does not say what it is
 UNREADABLE = (OSError, ValueError, RecursionError, OverflowError)  # what reading a damaged JSON file raises

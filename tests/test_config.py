@@ -64,6 +64,10 @@ BAD = [
     ({"students": [{"name": "a"}]}, "give exactly one of layers, weights, weights_of"),
     ({"students": [{"name": "a", "layers": 2, "weights": "x"}]}, "give exactly one of"),
     ({"students": [{"layers": 2}]}, "students[0].name"),
+    (
+        {"distill": {"weight_ce": 0.0, "weight_cos": 0.0}, "students": [STUDENT | {"distill": {"weight_mlm": 0.0}}]},
+        "students[0]: weight_ce, weight_mlm, weight_cos are all 0",
+    ),
     ({"students": [STUDENT, STUDENT]}, "'small' stands twice"),
     ({"students": [{"name": "teacher", "layers": 2}]}, "'teacher' stands twice"),
     ({"students": [{"name": "majority", "layers": 2}]}, "'majority' is a row of every table"),

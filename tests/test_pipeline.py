@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from glue_bench import executors, pipeline
 from glue_bench.config import load_config
-from glue_bench.errors import StepError
+from glue_bench.errors import StepError, UserError
 from glue_bench.pipeline import Run, Shard, run_steps, states, with_needs
 from glue_bench.plan import Step
 from glue_bench.store import Store, list_outputs, write_atomic
@@ -34,7 +35,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_atomic(store.folder(step.name) / "out.txt", json.dumps(dict(step.settings)))
         return {"device": device}
 
-    for stage in ("prepare", "finetune", "report"):
+    for stage in ("prepare", "distill", "finetune", "report"):
         module = types.ModuleType(f"glue_bench.stages.{stage}")
         module.run = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, f"glue_bench.stages.{stage}", module)
@@ -185,3 +186,45 @@ def test_changed_weights_are_trained_anew_and_pruned_ones_are_not_missed(
     shutil.rmtree(weights)
     run_steps(steps, steps, run)
     assert len(computed) == 2
+
+
+def test_a_single_open_fine_tuning_is_left_to_this_process(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker for it would be told --shard 1/1, see two jobs a device again, and start a worker of its own."""
+    run, _ = make_run(tmp_path)
+    run_steps(STEPS, STEPS, run)
+    shutil.rmtree(run.store.folder(STEPS[3].name))
+    monkeypatch.setattr(executors, "worker_environments", lambda jobs, device: [{}, {}])
+    monkeypatch.setattr(executors, "fan_out", lambda *_: pytest.fail("a worker was started"))
+    executors.run_in_parallel(STEPS, run, [], "local")
+    assert run_steps(STEPS, STEPS, run)
+    assert computed[len(STEPS) :] == [STEPS[3].name, "report"]
+
+
+def test_a_shard_on_another_kind_of_machine_does_not_train_again(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_rehearse", lambda *_: None)
+
+    def steps(threads: int, tokens: int) -> tuple[Step, ...]:
+        return (
+            Step("distill/small", {"tokens": tokens, "threads": threads, "precision": "fp32"}),
+            Step("finetune/small/rte/seed-0", {"threads": threads}, ("distill/small",)),
+        )
+
+    assert run_steps(steps(64, 9), steps(64, 9), make_run(tmp_path)[0])
+    shard, _ = make_run(tmp_path, Shard(1, 2))
+    with pytest.raises(UserError, match="distill/small: done on another kind of machine.*--set machine.threads=64"):
+        run_steps(steps(8, 9), steps(8, 9), shard)
+    assert run_steps(steps(8, 10), steps(8, 10), shard), "what was really changed is done anew"
+    assert run_steps(steps(64, 10), steps(64, 10), make_run(tmp_path)[0]), "so is all in a run of one process"
+    assert computed.count("distill/small") == 3
+
+
+def test_a_process_that_does_not_share_the_folder_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(pipeline, "SHARED_FOLDER_WAIT_S", 0.0)
+    run, _ = make_run(tmp_path)
+    with pytest.raises(UserError, match="nothing is written there; all processes need a common --results folder"):
+        run_steps(STEPS, STEPS, run)

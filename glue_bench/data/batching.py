@@ -76,6 +76,7 @@ def encode(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> E
         ids += [np.asarray(row, dtype=np.int32) for row in batch["input_ids"]]
         types += [np.asarray(row, dtype=np.int32) for row in batch.get("token_type_ids", ())]
         truncated += sum(bool(one.overflowing) for one in batch.encodings)
+    tokenizer.backend_tokenizer.no_truncation()  # it keeps the last call's, and would be saved with it
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return Encoded(

@@ -5,7 +5,7 @@ processes mask the whole batch (it is cheap) and so know the counts that its los
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ from glue_bench.data.masking import mask_batch, token_weights
 from glue_bench.learning.distributed import Group
 from glue_bench.learning.losses import Counts, Positions, loss_positions
 
-HELDOUT_SEED = 0  # the same held-out positions are masked in every training, so that their losses compare
+# The same held-out positions are masked in every training, all words alike, so that the losses of any two compare:
+# a recipe that prefers rare words must not sit a harder exam than another.
+HELDOUT_SEED = 0
+HELDOUT_PROBABILITY = 0.15
 HELDOUT_BATCH = 32
 
 
@@ -97,7 +100,11 @@ class Batches:
 
 
 def heldout_batches(sequences: Sequences, masking: Masking, tokens: int, device: torch.device) -> list[MicroBatch]:
-    """The first held-out sequences that make up `tokens` tokens (all where there are fewer), masked once for all."""
+    """The first held-out sequences that make up `tokens` tokens (all where there are fewer), masked once for all.
+
+    Of `masking` only the tokenizer's ids count, and which tokens have no weight and are never masked.
+    """
+    masking = replace(masking, weights=(masking.weights > 0).astype(np.float64), probability=HELDOUT_PROBABILITY)
     count = max(1, min(len(sequences), int(np.searchsorted(sequences.offsets, tokens, side="left"))))
     batches = []
     for number, start in enumerate(range(0, count, HELDOUT_BATCH)):

@@ -34,6 +34,7 @@ WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}  # tensor cores want multiples of 8
 # Families that build their attention mask through transformers' masking_utils and take a finished one.
 TAKE_READY_MASK = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"})
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY += ("CUBLAS_STATUS_NOT_INITIALIZED",)  # how cuBLAS says that a full GPU has no room for its workspace
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ LOG_ROWS = 1000  # of training.csv at most; a longer training is logged at every
 CHECKPOINT_SECONDS = 120.0  # slow steps are saved this often, whatever checkpoint_every says
 SAVE_BYTES_PER_SECOND = 200e6  # before a checkpoint has told its own; measured: 300 MB a CPU second, with hashing
 SAVE_ON_INTERRUPT_SECONDS = 2.0  # an interrupted run must end within 5 s, so it saves only where that is quick
-EXPLODED = 10.0  # times the first loss, or that of uniform predictions where that is more
+EXPLODED = 3.0  # times the first loss, or that of uniform predictions where that is more
 LOG_COLUMNS = ("step", "tokens", "seconds", "learning_rate", "loss", "soft", "mlm", "cosine", "grad_norm")
 LOG_COLUMNS += ("tokens_per_second",)
 HELDOUT_COLUMNS = ("step", "tokens", "mlm_loss", "accuracy", "kl_to_teacher")
@@ -157,8 +157,8 @@ class _Training:
         end = self.schedule.steps
         progress = Progress(end, self.step, self.group.records, self._matrix_rate)
         with progress, cheap_dropout(self.model, self.dropout):
-            for batch in self._batches(end):
-                started = time.monotonic()
+            started = time.monotonic()
+            for batch in self._batches(end):  # its making counts: a GPU may have to wait for it
                 row = self._advance(batch)
                 seconds = time.monotonic() - started
                 self._log(row, batch, seconds)
@@ -169,6 +169,7 @@ class _Training:
                 due = self.step % self.settings["checkpoint_every"] == 0
                 if due or self.step == end or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
                     self.save()
+                started = time.monotonic()
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""

@@ -27,6 +27,7 @@ _LAYER_NAMES = {
     "output.dense": "ffn.lin2",
     "output.LayerNorm": "output_layer_norm",
 }
+DISTILBERT_EPSILON = 1e-12  # fixed in its code, where BERT has the setting layer_norm_eps
 _TRANSFORM_NAMES = {"dense": "vocab_transform", "LayerNorm": "vocab_layer_norm"}
 
 
@@ -108,11 +109,17 @@ def build_student(
     embeddings) with its bias, and with `copy_head_transform` the head's transform. `fold_token_types` adds the type
     vector of the first segment to DistilBERT's position embeddings, which otherwise has none at all. `random_init`
     copies nothing. What is not copied is drawn with `seed`. Dropout is the teacher's. The random state of the caller is
-    left alone. Raises UserError for an unknown family, wrong layers, or types that cannot be folded.
+    left alone. Raises UserError for an unknown family, wrong layers, types that cannot be folded, or
+    layer norms that DistilBERT does not have.
     """
     check_layers(len(encoder_layers(teacher)), layers)
     kind = teacher.config.model_type
     distilbert = family == "auto" and kind == "bert"
+    if distilbert and teacher.config.layer_norm_eps != DISTILBERT_EPSILON:
+        raise UserError(
+            f"distill.family: DistilBERT's layer norms add {DISTILBERT_EPSILON:g}, this teacher's "
+            f'{teacher.config.layer_norm_eps:g}; use family = "same"'
+        )
     if fold_token_types and not distilbert:
         raise UserError(f"distill.fold_token_types: a {kind} student has no place for it; leave it off")
     config = _distilbert_config(teacher, len(layers)) if distilbert else copy.deepcopy(teacher.config)
@@ -161,6 +168,7 @@ def _distilbert_config(teacher: PreTrainedModel, layers: int) -> DistilBertConfi
         attention_dropout=config.attention_probs_dropout_prob,
         activation=config.hidden_act,
         initializer_range=config.initializer_range,
+        tie_word_embeddings=config.tie_word_embeddings,
         pad_token_id=config.pad_token_id,
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,

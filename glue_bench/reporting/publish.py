@@ -18,10 +18,10 @@ from glue_bench.reporting.build import analyse_and_build
 from glue_bench.reporting.gate import BASELINE_FILE
 from glue_bench.reporting.leaderboard import update_leaderboard
 from glue_bench.reporting.report_background import repeat_command
-from glue_bench.reporting.run_folder import CONFIG_FILE, REPORTED_FILES, load_run
+from glue_bench.reporting.run_folder import REPORTED_FILES, load_run
 from glue_bench.reporting.verify import REPORTING_STEPS, verify
 from glue_bench.reporting.written import listing, write_report
-from glue_bench.store import RECORD, atomic_folder, read_record
+from glue_bench.store import CONFIG_FILE, RECORD, atomic_folder, read_record
 
 PATH = re.compile(r"(?:file://|(?<![\w.:/]))(?:~[\w.-]*)?/[^\s'\",;:()\[\]{}<>|]+")
 SHOWN = 3  # disagreements in an error message

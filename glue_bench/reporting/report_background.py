@@ -10,9 +10,10 @@ from glue_bench.errors import UserError
 from glue_bench.plan import weights_step
 from glue_bench.reporting.analysis import Analysis
 from glue_bench.reporting.figures import Curve
-from glue_bench.reporting.run_folder import CONFIG_FILE, RunFolder
+from glue_bench.reporting.run_folder import RunFolder
 from glue_bench.reporting.tables import DASH, code_block, markdown_table, markdown_text, number, percent, read_csv
 from glue_bench.sources import source_kind
+from glue_bench.store import CONFIG_FILE
 from glue_bench.tasks import TASKS
 
 TRAINED_STAGES = ("pretrain", "distill")
@@ -163,10 +164,21 @@ def _flat(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def time_section(analysis: Analysis) -> str:
-    """Wall time by stage."""
+    """Wall time by stage, and of the fine-tunings by model and task."""
     seconds = analysis.run.seconds
     rows = [[stage, number(value, 1)] for stage, value in seconds.items()]
-    return markdown_table(["stage", "wall time, s"], [*rows, ["all", number(sum(seconds.values()), 1)]])
+    stages = markdown_table(["stage", "wall time, s"], [*rows, ["all", number(sum(seconds.values()), 1)]])
+    if not analysis.tasks:
+        return stages
+    found = analysis.run.finetune_seconds
+    rows = []
+    for model in (model for model in analysis.run.roles if model != "majority"):
+        cells = [found.get((model, task)) for task in analysis.tasks]
+        rows.append([markdown_text(model), *(number(one, 0) for one in [*cells, sum(one or 0.0 for one in cells)])])
+    tasks = markdown_table(["model", *(TASKS[task].title for task in analysis.tasks), "all"], rows)
+    jobs = analysis.run.config.machine.jobs_per_device
+    beside = f", {jobs} at once" if jobs > 1 else ""
+    return f"{stages}\nFine-tuning in seconds, all seeds, training and predictions{beside}:\n\n{tasks}"
 
 
 def repeat_command(run: RunFolder) -> str:

@@ -15,7 +15,7 @@ from glue_bench.reporting.tables import (
     percent_interval,
     points_interval,
 )
-from glue_bench.tasks import TASKS
+from glue_bench.tasks import GLUE_NINE, TASKS
 
 
 def score_section(analysis: Analysis) -> str:
@@ -108,10 +108,15 @@ def ablation_section(analysis: Analysis) -> str:
         ours = points_interval(nine.difference) if nine else DASH
         published = published_numbers.ABLATION.get(taken)
         theirs = DASH if published is None else f"{published:+.2f}"
-        rows.append([markdown_text(name), markdown_text(taken), ours, str(len(nine.tasks)) if nine else DASH, theirs])
+        rows.append([markdown_text(name), markdown_text(taken), ours, _titles(nine.tasks) if nine else DASH, theirs])
     headers = ["row", "change", "macro, points [95 %]", "tasks", "paper, GLUE"]
     full = markdown_text(analysis.ablation.full)
     return f"Against {full}, which has the whole triple loss:\n\n" + markdown_table(headers, rows, left=2)
+
+
+def _titles(tasks: Sequence[str]) -> str:
+    """What a macro is over: "all 9", or the tasks by name."""
+    return f"all {len(tasks)}" if set(tasks) == set(GLUE_NINE) else ", ".join(TASKS[task].title for task in tasks)
 
 
 def published_section(analysis: Analysis) -> str:

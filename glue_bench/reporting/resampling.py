@@ -65,7 +65,7 @@ def resampled_scores(task: str, models: Sequence[TaskPredictions], resamples: in
     scores = run_scores(row, labels, runs, resamples, np.random.default_rng(key))
     means, first = [], 0
     for position, model in enumerate(models):
-        weights = seed_weights(model.n_seeds, resamples, np.random.default_rng([*key, position]))
+        weights = seed_weights(model.n_seeds, resamples, np.random.default_rng([*key, 1 + position]))
         means.append((weights * scores[:, first : first + model.n_seeds]).sum(axis=1))
         first += model.n_seeds
     return means

@@ -18,9 +18,8 @@ from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import UserError, redo
 from glue_bench.plan import int8_step, model_names, roles, weights_step
 from glue_bench.records import Size, Timing, from_json
-from glue_bench.store import RECORD, UNREADABLE, damaged_file, read_record
+from glue_bench.store import CONFIG_FILE, RECORD, UNREADABLE, damaged_file, read_record
 
-CONFIG_FILE = "config.json"
 REPORTED_FILES = (PREDICTIONS_FILE, "training.csv", "heldout.csv")  # what tables and figures are made of
 
 
@@ -132,6 +131,17 @@ class RunFolder:
         for step, record in self.records.items():
             stage = step.split("/")[0]
             total[stage] = total.get(stage, 0.0) + float(record.get("seconds") or 0.0)
+        return total
+
+    @cached_property
+    def finetune_seconds(self) -> dict[tuple[str, str], float]:
+        """(model, task) -> wall time of its fine-tunings, all seeds, predictions included."""
+        total: dict[tuple[str, str], float] = {}
+        for step, record in self.records.items():
+            stage, *place = step.split("/")
+            if stage == "finetune":
+                key = (place[0], place[1])
+                total[key] = total.get(key, 0.0) + float(record.get("seconds") or 0.0)
         return total
 
 

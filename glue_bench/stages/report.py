@@ -12,10 +12,10 @@ from glue_bench.reporting.build import analyse_and_build
 from glue_bench.reporting.gate import BASELINE_FILE
 from glue_bench.reporting.leaderboard import update_leaderboard
 from glue_bench.reporting.report_background import repeat_command
-from glue_bench.reporting.run_folder import CONFIG_FILE, RunFolder, load_run
+from glue_bench.reporting.run_folder import RunFolder, load_run
 from glue_bench.reporting.scores import Scores
 from glue_bench.reporting.written import listing, write_report
-from glue_bench.store import Store, write_atomic
+from glue_bench.store import CONFIG_FILE, Store, write_atomic
 
 
 def run(step: Step, store: Store, device: str) -> dict[str, Any]:

@@ -70,6 +70,12 @@ def test_truncation_is_longest_first_and_counted(tokenizer: Any) -> None:
     assert encode(tokenizer, [["w1 " * 8]], 10).truncated == 0  # exactly full is not cut
 
 
+def test_the_tokenizer_is_left_without_truncation(tokenizer: Any) -> None:
+    """It is saved beside the fine-tuned model: the first seed's file must be the second one's."""
+    encode(tokenizer, [["w1 w2 w3 w4 w5"]], 4)
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
 def test_encoding_in_parts_changes_nothing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     column = texts(50, 12)
     whole = encode(tokenizer, [column], 16)

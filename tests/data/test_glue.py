@@ -159,6 +159,12 @@ def test_diagnostic_labels_where_they_exist(tmp_path: Path) -> None:
     assert read(tmp_path, "ax", "test")["label"].to_pylist() == [2, 1, -1]
 
 
+def test_diagnostic_labels_alone_are_no_diagnostic_set(tmp_path: Path) -> None:
+    """AX may be absent; the file with the labels has no numbering of its own to stand in for it."""
+    tsv(tmp_path / "diagnostic/diagnostic-full.tsv", "Logic Premise Hypothesis Label", [["x", "a", "b", "neutral"]])
+    assert source_files(str(tmp_path), "ax") == []
+
+
 def test_test_labels_are_never_handed_out(tmp_path: Path) -> None:
     parquet_source(tmp_path, "mrpc")
     write_parquet(tmp_path, "mrpc", "test", rows_of("mrpc", "train"))

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from glue_bench.data.batching import Encoded
 from glue_bench.errors import StepError
-from glue_bench.learning import classify
+from glue_bench.learning import classify, dropout
 from glue_bench.learning.classify import (
     Forward,
     Recipe,
@@ -407,6 +407,23 @@ def test_cheap_dropout_has_torchs_distribution(family: str) -> None:
     assert bool(((ours.mean(0) - theirs.mean(0)).abs() < 5 * deviation).all())
     assert torch.allclose(ours.std(0), theirs.std(0), rtol=0.1)
     assert float(theirs.std(0).min()) > 0.01
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+def test_training_with_dropout_uses_our_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's has the same distribution, so nothing else would notice that the fast one is not taken."""
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("torch's attention, with its dropout")
+
+    model = classifier(family, dropout=0.1).train()
+    ids = torch.randint(2, WORDS, (2, 7))
+    padded = torch.ones_like(ids)
+    padded[1, 4:] = 0
+    monkeypatch.setattr(dropout, "sdpa_attention_forward", never)
+    with cheap_dropout(model, MaskStream(0)), first_position_only(model):
+        for mask in (None, padded.bool()[:, None, None, :]):
+            model(input_ids=ids, attention_mask=mask).logits.sum().backward()
 
 
 def test_without_dropout_the_attention_is_torchs() -> None:

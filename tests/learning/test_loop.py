@@ -1,9 +1,11 @@
 """The loop: a batch's gradient does not depend on its split; a killed training ends bit for bit the same."""
 
+import math
 import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -346,6 +348,44 @@ def test_bad_loss_stops_with_the_last_good_checkpoint(value: float, tmp_path: Pa
     with pytest.raises(StepError, match="training step 4 of 6.*checkpoint of step 2 is kept"):
         training.run()
     assert checkpoints.load_checkpoint(tmp_path, "one")[0] == 2  # type: ignore[index]
+
+
+def test_a_loss_of_several_times_uniform_guessing_has_exploded(tmp_path: Path) -> None:
+    """Uniform predictions cost ln(vocabulary) for every unit of weight, which are 5 + 2 + 1 here."""
+    training = make_training("packed", SETTINGS, 6, Group(0, 1), 0.0, tmp_path)
+    uniform = 8 * math.log(WORDS)
+    training._check(2 * uniform, 1.0)
+    with pytest.raises(StepError, match="training step 1 of 6: the loss is"):
+        training._check(5 * uniform, 1.0)
+
+
+def test_held_out_masks_do_not_depend_on_the_recipe() -> None:
+    """A training that prefers rare words, or hides more of them, is examined as any other."""
+    corpus = make_corpus("packed")
+    special = SimpleNamespace(all_special_ids=[0, 1, 2, 3, 4], mask_token_id=4, pad_token_id=0)
+    plain, other = (
+        heldout_batches(corpus.heldout, Masking.of(corpus, special, *how), 400, CPU) for how in ((0.15, 0), (0.4, 0.7))
+    )
+    for one, two in zip(plain, other, strict=True):
+        assert torch.equal(one.input_ids, two.input_ids)
+        assert torch.equal(one.positions.rows, two.positions.rows)
+    hidden = sum(one.positions.counts.mlm for one in plain)
+    positions = sum(one.input_ids.numel() for one in plain)
+    assert 0.15 <= hidden / positions < 0.16
+
+
+def test_the_clock_holds_the_making_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = make_training("packed", SETTINGS, 3, Group(0, 1), 0.0, tmp_path)
+    made = training._batches
+
+    def slow(end: int) -> Any:
+        for batch in made(end):
+            time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(training, "_batches", slow)
+    training.run()
+    assert training.curves.seconds >= 0.6
 
 
 def test_only_who_writes_checkpoints_says_which_is_kept(tmp_path: Path) -> None:

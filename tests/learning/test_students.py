@@ -199,6 +199,22 @@ def test_random_initialisation_copies_nothing_and_follows_its_seed() -> None:
     assert one.config.to_dict() == build_student(teacher, (0, 3), **USUAL).config.to_dict(), "the same shape"
 
 
+def test_layer_norms_that_distilbert_lacks_are_refused() -> None:
+    teacher = AutoModelForMaskedLM.from_config(BertConfig(layer_norm_eps=1e-5, **SIZES, **SHAPE)).eval()
+    with pytest.raises(UserError, match='add 1e-12, this teacher\'s 1e-05; use family = "same"'):
+        build_student(teacher, (0,), **USUAL)
+    student = build_student(teacher, range(4), **(USUAL | {"family": "same"})).eval()
+    assert torch.equal(logits(student), logits(teacher))
+
+
+def test_a_decoder_that_is_not_tied_stays_apart() -> None:
+    teacher = AutoModelForMaskedLM.from_config(BertConfig(tie_word_embeddings=False, **SIZES, **SHAPE)).eval()
+    student = build_student(teacher, range(4), **(USUAL | {"fold_token_types": True})).eval()
+    assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+    assert torch.equal(student.get_output_embeddings().weight, teacher.get_output_embeddings().weight)
+    assert torch.allclose(logits(student), logits(teacher), atol=1e-5)
+
+
 def test_types_cannot_be_folded_where_they_are_kept() -> None:
     for kind, family in (("bert", "same"), ("roberta", "auto")):
         with pytest.raises(UserError, match=f"fold_token_types: a {kind} student"):

@@ -236,6 +236,7 @@ def test_an_ablation_stands_beside_the_papers(tmp_path: Path) -> None:
     tables = tables_of(store)
     ablation = section(tables["report.md"], "Ablation of the triple loss")
     assert "-2.96" in ablation and "-3.69" in ablation and "Against triple" in ablation
+    assert ablation.count("SST-2, RTE") == 2, "the tasks by name, as they are not all nine"
     summary = json.loads(tables["summary.json"])["models"]
     change = mean(summary["no-ce"]["mean_scores"].values()) - mean(summary["triple"]["mean_scores"].values())
     assert f"| {100 * change:+.1f} [" in " ".join(ablation.split())
@@ -383,3 +384,22 @@ def test_scores_of_the_diagnostic_set_are_shown_where_it_has_labels(tmp_path: Pa
         write_predictions(path, [*read_predictions(path).values(), extra])
     found = [row for row in rows(tables_of(store)["scores.csv"]) if row["task"] == "ax"]
     assert [(row["seed"], float(row["value"])) for row in found] == [("1", 1.0), ("2", 1.0)]
+
+
+def test_wall_time_of_the_fine_tunings_by_model_and_task(tmp_path: Path) -> None:
+    store = make_run(tmp_path, reported=False)
+    for number, path in enumerate(sorted(store.root.glob("finetune/*/rte/*/record.json")), start=1):
+        record = json.loads(path.read_text())
+        write_atomic(
+            path, json.dumps(sealed({key: record[key] for key in record if key != "seal"} | {"seconds": number}))
+        )
+    table = section(tables_of(store)["report.md"], "Wall time")
+    found = {row.split("|")[1].strip(): row.split("|") for row in table.splitlines() if row.startswith("|")}
+    column = [cell.strip() for cell in found["model"]].index("RTE")
+    records = {path.parts[-4]: 0 for path in store.root.glob("finetune/*/rte/*/record.json")}
+    for path in store.root.glob("finetune/*/rte/*/record.json"):
+        records[path.parts[-4]] += json.loads(path.read_text())["seconds"]
+    assert "majority" not in found and len(records) > 2
+    for model, seconds in records.items():
+        if model != "majority":
+            assert found[model][column].strip() == str(seconds)

@@ -279,6 +279,7 @@ def test_few_seeds_widen_the_interval() -> None:
 def test_intervals_cover_the_truth(n_seeds: int, seed_effect: float) -> None:
     """RTE's size, accuracy: with normal margins the expected accuracy is known in closed form."""
     rng, n, experiments, covered = np.random.default_rng(8), 277, 120, 0
+    estimates, widths = [], []
     spread = math.sqrt(1 + 0.25 + 0.49 + seed_effect**2)
     truth = norm.cdf(0.7 / spread) / norm.cdf(1.0 / spread)
     labels = np.zeros(n, dtype=int)
@@ -291,7 +292,11 @@ def test_intervals_cover_the_truth(n_seeds: int, seed_effect: float) -> None:
             pair.append(ModelPredictions("model", {"rte": TaskPredictions(labels, runs)}))
         interval = retention(*pair, None, resamples=400, seed=experiment).retention
         covered += interval.low <= truth <= interval.high
+        estimates.append(interval.value)
+        widths.append(interval.high - interval.low)
     assert 0.90 <= covered / experiments <= 1.0
+    # not by being too wide: 1.96 deviations to each side, and with few seeds Student's quantile in place of 1.96
+    assert 0.85 < np.mean(widths) / (2 * 1.96 * np.std(estimates)) < 1.15 * student_t.ppf(0.975, n_seeds - 1) / 1.96
 
 
 def test_speed_up_from_paired_passes() -> None:
