@@ -50,7 +50,7 @@ from glue_bench.learning.distributed import Group
 from glue_bench.learning.heldout import HeldOut
 from glue_bench.learning.losses import IGNORED
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, set_dropout
-from glue_bench.learning.optimiser import Schedule
+from glue_bench.learning.optimiser import Schedule, total_steps
 from glue_bench.learning.students import student_of
 from glue_bench.machine import Facts, cpu_name, facts, use_threads
 from glue_bench.pipeline import Run, Shard, run_steps, with_needs
@@ -211,7 +211,8 @@ def original(bench: Bench, tokens: int, seed: int) -> Measured:
         group=Group(0, 1),
         device=CPU,
     )
-    steps = max(1, int(tokens * len(train) / (bench.batch_size * len(train.tokens))))  # as ours: whole steps
+    per_document = len(train.tokens) / len(train)
+    steps = total_steps(tokens, 0.0, batches.per_epoch, bench.batch_size, per_document)
     schedule = Schedule(steps, round(settings["warmup"] * steps), settings["learning_rate"])
     optimiser = torch.optim.AdamW(
         student.parameters(),

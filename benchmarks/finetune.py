@@ -182,14 +182,15 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
 def agreement(theirs: list[float], mine: list[float]) -> dict[str, Any]:
     """Deviations over seeds, Welch's p-value that the means differ, and whether they are within noise (p >= 0.05).
 
-    With one seed there is no deviation and no verdict (None); nor is there one where no score varies, as where neither
-    learned anything.
+    With one seed there is no deviation and no verdict (None); nor is there one where all scores are equal, as where
+    neither learned anything.
     """
     if min(len(theirs), len(mine)) < 2:
         return {"peer_deviation": None, "ours_deviation": None, "score_p_value": None, "within_noise": None}
     spreads = stdev(theirs), stdev(mine)
     if not any(spreads):
-        return {"peer_deviation": 0.0, "ours_deviation": 0.0, "score_p_value": None, "within_noise": None}
+        verdict = (None, None) if theirs == mine else (0.0, False)
+        return {"peer_deviation": 0.0, "ours_deviation": 0.0, "score_p_value": verdict[0], "within_noise": verdict[1]}
     warnings.simplefilter("ignore", RuntimeWarning)  # scores that hardly vary
     p_value = float(ttest_ind(theirs, mine, equal_var=False).pvalue)
     return {

@@ -66,10 +66,16 @@ def encoder_parameters(config: Config) -> float:
     return shape["layers"] * (4.0 * shape["hidden"] ** 2 + 2.0 * shape["hidden"] * shape["ffn"])
 
 
+def _rate_per_core(precision: str) -> float:
+    """Floating-point operations a second that training reaches on a CPU core."""
+    if precision != "bf16" or not has_fast_bf16():
+        return RATE_PER_CORE
+    return RATE_PER_AMX_CORE if has_amx() else RATE_PER_BF16_CORE
+
+
 def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
     """A rough time for a step that has not run."""
-    per_core = RATE_PER_AMX_CORE if has_amx() else RATE_PER_BF16_CORE if has_fast_bf16() else RATE_PER_CORE
-    rate = RATE_PER_GPU if "cuda" in machine.devices else per_core * machine.threads
+    rate = RATE_PER_GPU if "cuda" in machine.devices else _rate_per_core(machine.precision) * machine.threads
     parameters = encoder_parameters(config)
     if step.stage in ("pretrain", "distill"):
         limits = [step.settings["tokens"], step.settings["epochs"] * text_tokens(config)]

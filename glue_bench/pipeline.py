@@ -36,6 +36,7 @@ from glue_bench.store import (
 )
 
 DISTRIBUTED_STAGES = ("pretrain", "distill")
+TRAINED_STAGES = (*DISTRIBUTED_STAGES, "finetune")
 REHEARSED = (*DISTRIBUTED_STAGES, "benchmark")
 # These print times and other figures that come out differently when a step is computed anew, whatever its fingerprint
 # says: they are done only for the very records that they have read.
@@ -120,7 +121,10 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
                     # nothing is timed while another shard may be training beside it
                     waits_for = [one for one in wanted if one.stage == "finetune"] if step.stage == "benchmark" else []
                     waits_for += [by_name[name] for name in step.needs]
-                    if not all(is_done(one, known, run.store) for one in waits_for):
+                    waits_for = [one for one in waits_for if not is_done(one, known, run.store)]
+                    if waits_for:
+                        for one in waits_for:
+                            _refuse_another_machine(one, known, run)  # it would wait for ever
                         blocked.append(step)
                         continue
                 computed += bring_to_done(step, known, run, numbers[step.name], step.stage in force)
@@ -168,8 +172,8 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         if state.kind == "damaged" and step.stage in DISTRIBUTED_STAGES and not force:
             folder = run.store.folder(step.name)  # days of work, for an edited model card perhaps: not without asking
             raise StepError(f"{state.why}; restore it, or {redo(folder)}")
-        if state.kind == "stale" and step.stage in DISTRIBUTED_STAGES and run.shard.count > 1:
-            _refuse_another_machine(step, run)
+        if state.kind == "stale" and run.shard.count > 1:
+            _refuse_another_machine(step, known, run)
         if state.kind in ("stale", "damaged"):
             run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
         _refuse_changed_needs(step, run)
@@ -182,11 +186,14 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
     return 1
 
 
-def _refuse_another_machine(step: Step, run: Run) -> None:
+def _refuse_another_machine(step: Step, known: Mapping[str, str], run: Run) -> None:
     """Shards on machines of different kinds would train one after the other for nothing but that. Raises UserError."""
-    made = (run.store.record(step.name) or {}).get("settings", {})
+    record = run.store.record(step.name)
+    if record is None or step.stage not in TRAINED_STAGES or record["stage_version"] != STAGE_VERSIONS[step.stage]:
+        return
+    now, made = explain(step, known), record["settings"]
     changed = {key for key in made.keys() | step.settings.keys() if made.get(key) != step.settings.get(key)}
-    if changed and changed <= MACHINE_SETTINGS:
+    if changed and changed <= MACHINE_SETTINGS and all(record[part] == now[part] for part in ("needs", "inputs")):
         was = " ".join(f"machine.{key}={made.get(key)}" for key in sorted(changed))
         raise UserError(f"{step.name}: done on another kind of machine; give every shard --set {was}, or run it alone")
 

@@ -12,9 +12,8 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:  # in a shell's background job; the tests of interrupts need them
-        signal.signal(number, usual)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; the tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_cli(*arguments: str, cwd: Path = REPOSITORY, timeout: float = 600) -> subprocess.CompletedProcess:

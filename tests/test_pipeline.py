@@ -35,7 +35,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_atomic(store.folder(step.name) / "out.txt", json.dumps(dict(step.settings)))
         return {"device": device}
 
-    for stage in ("prepare", "distill", "finetune", "report"):
+    for stage in ("prepare", "pretrain", "distill", "finetune", "report"):
         module = types.ModuleType(f"glue_bench.stages.{stage}")
         module.run = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, f"glue_bench.stages.{stage}", module)
@@ -207,17 +207,24 @@ def test_a_shard_on_another_kind_of_machine_does_not_train_again(
 ) -> None:
     monkeypatch.setattr(pipeline, "_rehearse", lambda *_: None)
 
-    def steps(threads: int, tokens: int) -> tuple[Step, ...]:
+    def steps(threads: int, tokens: int, jobs: int = 1) -> tuple[Step, ...]:
+        machine = {"threads": threads, "precision": "fp32"}
         return (
-            Step("distill/small", {"tokens": tokens, "threads": threads, "precision": "fp32"}),
-            Step("finetune/small/rte/seed-0", {"threads": threads}, ("distill/small",)),
+            Step("pretrain/teacher", {"tokens": tokens, **machine}),
+            Step("distill/small", {"tokens": 1, **machine}, ("pretrain/teacher",)),
+            Step("finetune/small/rte/seed-0", {"threads": threads // jobs}, ("distill/small",)),
         )
 
     assert run_steps(steps(64, 9), steps(64, 9), make_run(tmp_path)[0])
-    shard, _ = make_run(tmp_path, Shard(1, 2))
-    with pytest.raises(UserError, match="distill/small: done on another kind of machine.*--set machine.threads=64"):
-        run_steps(steps(8, 9), steps(8, 9), shard)
-    assert run_steps(steps(8, 10), steps(8, 10), shard), "what was really changed is done anew"
+    first, second = (make_run(tmp_path, Shard(index, 2))[0] for index in (1, 2))
+    with pytest.raises(UserError, match="pretrain/teacher: done on another kind of machine.*machine.threads=64"):
+        run_steps(steps(8, 9), steps(8, 9), first)
+    with pytest.raises(UserError, match="finetune/small/rte/seed-0: done on another kind of machine"):
+        run_steps(steps(64, 9, jobs=2), steps(64, 9, jobs=2), first)
+    assert run_steps(steps(8, 10), steps(8, 10), first), "what was really changed is done anew, and what needs it"
+    report = Step("report", {}, ("finetune/small/rte/seed-0",))
+    with pytest.raises(UserError, match="finetune/small/rte/seed-0: done on another kind of machine"):
+        run_steps((*steps(8, 10, jobs=2), report), (*steps(8, 10, jobs=2), report), second)
     assert run_steps(steps(64, 10), steps(64, 10), make_run(tmp_path)[0]), "so is all in a run of one process"
     assert computed.count("distill/small") == 3
 

@@ -115,10 +115,11 @@ def build_student(
     check_layers(len(encoder_layers(teacher)), layers)
     kind = teacher.config.model_type
     distilbert = family == "auto" and kind == "bert"
-    if distilbert and teacher.config.layer_norm_eps != DISTILBERT_EPSILON:
+    if distilbert and not random_init and teacher.config.layer_norm_eps != DISTILBERT_EPSILON:
+        unfolded = " without fold_token_types" if fold_token_types else ""
         raise UserError(
             f"distill.family: DistilBERT's layer norms add {DISTILBERT_EPSILON:g}, this teacher's "
-            f'{teacher.config.layer_norm_eps:g}; use family = "same"'
+            f'{teacher.config.layer_norm_eps:g}; use family = "same"{unfolded}'
         )
     if fold_token_types and not distilbert:
         raise UserError(f"distill.fold_token_types: a {kind} student has no place for it; leave it off")

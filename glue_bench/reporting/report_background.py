@@ -177,7 +177,7 @@ def time_section(analysis: Analysis) -> str:
         rows.append([markdown_text(model), *(number(one, 0) for one in [*cells, sum(one or 0.0 for one in cells)])])
     tasks = markdown_table(["model", *(TASKS[task].title for task in analysis.tasks), "all"], rows)
     jobs = analysis.run.config.machine.jobs_per_device
-    beside = f", {jobs} at once" if jobs > 1 else ""
+    beside = f", {jobs} at once on a device" if jobs > 1 else ""
     return f"{stages}\nFine-tuning in seconds, all seeds, training and predictions{beside}:\n\n{tasks}"
 
 
