@@ -20,7 +20,7 @@ from glue_bench.config import Config, check_run_name, config_names, load_config,
 from glue_bench.errors import GlueBenchError, UserError, printable, without_secrets
 from glue_bench.interrupts import interruptible
 from glue_bench.paths import check_results, is_file
-from glue_bench.store import UNREADABLE, describe_os_error
+from glue_bench.store import CONFIG_FILE, UNREADABLE, describe_os_error
 
 OUT_OF_MEMORY = "out of memory; use a smaller micro_batch_size or batch_size, or --device cpu; finished steps are kept"
 STEP_VERBS = ("prepare", "pretrain", "distill", "finetune", "benchmark", "report")
@@ -277,7 +277,7 @@ def _folder(options: argparse.Namespace, name: str | None) -> Path:
     results = Path(options.results)
     candidates = [results / name, results / "published" / name, Path(name)]
     for folder in candidates:
-        if is_file(folder / "config.json"):
+        if is_file(folder / CONFIG_FILE):
             return folder
     raise UserError(f"{candidates[0]}: no run there; python -m glue_bench list runs names them")
 

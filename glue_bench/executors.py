@@ -24,6 +24,7 @@ from glue_bench.errors import GlueBenchError, StepError, UserError
 from glue_bench.machine import gpu_names
 from glue_bench.pipeline import Run, bring_to_done, is_done, run_lock, run_steps, summary_line, with_needs
 from glue_bench.plan import Step, fingerprints
+from glue_bench.store import CONFIG_FILE
 
 RAY_RETRIES = 3
 # A Unix socket's path has 103 bytes on every system, and Ray puts up to 66 behind its folder:
@@ -216,7 +217,7 @@ def _ray_needs(ray: ModuleType, grid: Sequence[Step], run: Run) -> dict[str, flo
 def _ray_job(step: Step, known: dict[str, str], run: Run, *waits: int) -> int:
     """In a worker: bring one step to done; returns how many were computed (0 or 1). Raises as the step does."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # all that a fine-tuning reads lies in the run's folder
-    if not (run.store.root / "config.json").is_file():
+    if not (run.store.root / CONFIG_FILE).is_file():
         raise UserError(
             f"{run.store.root}: not there on {socket.gethostname()}; --executor ray needs --results on a folder that "
             "all machines of the cluster share"
