@@ -107,6 +107,7 @@ class Pretrain(Optimisation):
     head_only_steps: int = setting(
         0, "first steps that train only a new MLM head, so that it does not damage the encoder", low=0
     )
+    freeze_encoder: bool = setting(False, "train the MLM head only: the teacher's encoder stays as released")
 
 
 @dataclass(frozen=True)

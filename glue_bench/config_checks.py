@@ -74,6 +74,8 @@ def check_config(config: "Config", source: str, seeds: Mapping[str, Sequence[int
     if config.teacher.name in RESERVED_MODELS:
         raise ConfigError(f"{source}: teacher.name: {config.teacher.name!r} is a row of every table; choose another")
     _check_finetuned(config.teacher.finetuned, f"{source}: teacher.finetuned")
+    if config.pretrain.freeze_encoder and not config.teacher.weights:
+        raise ConfigError(f"{source}: pretrain.freeze_encoder: would leave random weights; give teacher.weights")
     if not config.teacher.weights and config.corpus.sequence_length > config.teacher.max_positions:
         most = f"the teacher's max_positions, {config.teacher.max_positions}"
         raise ConfigError(f"{source}: corpus.sequence_length: {config.corpus.sequence_length} is above {most}")

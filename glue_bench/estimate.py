@@ -80,7 +80,8 @@ def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
     if step.stage in ("pretrain", "distill"):
         limits = [step.settings["tokens"], step.settings["epochs"] * text_tokens(config)]
         tokens = min((limit for limit in limits if limit), default=0.0)
-        return tokens * parameters * (6.0 if step.stage == "pretrain" else 5.0) / rate
+        work = 5.0 if step.stage == "distill" else 2.0 if step.settings["freeze_encoder"] else 6.0
+        return tokens * parameters * work / rate
     if step.stage == "finetune" and "epochs" in step.settings:
         task = TASKS[step.settings["task"]]
         kind = source_kind(config.data.glue)

@@ -108,8 +108,9 @@ def weights_step(config: Config, model: str) -> str:
 
 
 def model_names(config: Config) -> tuple[str, ...]:
-    """Rows that are fine-tuned: teacher, as-released where pretrain changed released weights, students."""
-    released = ("as-released",) if config.teacher.weights and _trains(config.pretrain) else ()
+    """Rows that are fine-tuned: teacher, as-released where pretrain changed the released encoder, students."""
+    changed = _trains(config.pretrain) and not config.pretrain.freeze_encoder
+    released = ("as-released",) if config.teacher.weights and changed else ()
     return (config.teacher.name, *released, *(student.name for student in config.students))
 
 

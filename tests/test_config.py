@@ -41,6 +41,7 @@ BAD = [
     ({"pretrain": {"max_grad_norm": 0}}, "pretrain.max_grad_norm"),
     ({"pretrain": {"beta2": 1.0}}, "pretrain.beta2"),
     ({"pretrain": {"head_only_steps": -5}}, "pretrain.head_only_steps"),
+    ({"pretrain": {"freeze_encoder": True}}, "pretrain.freeze_encoder: would leave random weights"),
     ({"data": {"tasks": ["rtee"]}}, "data.tasks[0]: no task 'rtee'; did you mean 'rte'?"),
     ({"data": {"tasks": ["ax"]}}, "data.tasks[0]: no task 'ax'; AX needs no entry"),
     ({"data": {"tasks": ["rte", "rte"]}}, "data.tasks: 'rte' stands twice"),

@@ -80,6 +80,7 @@ def test_no_setting_is_missing_from_the_fingerprints() -> None:
     without_effect |= {"pretrain.checkpoint_every", "distill.checkpoint_every"}  # when, not what
     without_effect |= {"finetune.temperature", "finetune.keep_weights", "corpus.heldout", "name"}
     without_effect |= {"corpus.max_hub_tokens"}  # without a text of the hub
+    without_effect |= {"pretrain.freeze_encoder"}  # for released weights only: test_roles_and_as_released
     base_raw = plain(load_config("quick"))
     base = marks(base_raw)
     for section, values in base_raw.items():
@@ -156,7 +157,10 @@ def test_roles_and_as_released() -> None:
     assert roles(config_from(raw, "x")) == {"teacher": "teacher", "distil-2": "student", "majority": "majority"}
     raw["teacher"]["weights"] = "package:glue_bench/data"
     assert roles(config_from(raw, "x"))["as-released"] == "as-released"
-    raw["pretrain"]["tokens"] = 0
+    steps, raw["pretrain"]["freeze_encoder"] = marks(raw), True
+    assert marks(raw)["pretrain/teacher"] != steps["pretrain/teacher"]
+    assert "as-released" not in roles(config_from(raw, "x")), "the teacher itself is as released"
+    raw["pretrain"] |= {"freeze_encoder": False, "tokens": 0}
     assert "as-released" not in roles(config_from(raw, "x"))
 
 

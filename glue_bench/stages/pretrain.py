@@ -42,8 +42,9 @@ class MaskedLanguageModelling:
             return self.measure.measure(self.model)
 
     def flops(self, tokens: int, rows: int, length: int) -> float:
-        """A backward pass costs twice the forward pass."""
-        return 3.0 * (encoder_flops(self.model, tokens, length) + head_flops(self.model, rows))
+        """A backward pass costs twice the forward pass; there is none through a frozen encoder."""
+        passes = 3.0 if any(one.requires_grad for one in self.model.base_model.parameters()) else 1.0
+        return passes * encoder_flops(self.model, tokens, length) + 3.0 * head_flops(self.model, rows)
 
 
 def run(step: Step, store: Store, device: str) -> dict[str, Any]:
@@ -55,7 +56,10 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     model, has_head = load_masked_lm(source, seed=settings["seed"])
     set_dropout(model, settings["dropout"])
     model.to(place)
-    head_only = 0 if has_head else settings["head_only_steps"]
+    frozen = settings["freeze_encoder"]
+    if frozen:
+        model.base_model.requires_grad_(False)
+    head_only = 0 if has_head or frozen else settings["head_only_steps"]
     setup = set_up(step, store, tokenizer, place, group, ce_positions="none", head_only_steps=head_only)
     compiled = place.type == "cuda"
     objective = MaskedLanguageModelling(model, HeldOut(setup.heldout, None), settings["precision"], compiled)
@@ -67,7 +71,11 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
         folder=folder,
         fingerprint=fingerprint(step, store),
     )
-    notes = [] if has_head else [f"the MLM head is new; the first {head_only} steps trained it alone"]
+    notes = [] if has_head else ["the MLM head is new"]
+    if frozen:
+        notes.append("only the MLM head was trained; the encoder is as released")
+    elif not has_head:
+        notes.append(f"the first {head_only} steps trained the head alone")
     result = training_result(curves, setup, settings, notes)
     result |= {"has_mlm_head": True, "head_was_new": not has_head}
     if group.records:
