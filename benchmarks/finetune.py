@@ -159,6 +159,7 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
             theirs.append(peer(folder, task, tables, seed, options, output))
         mine.append(ours(folder, task, tables, seed, options, precision))
         print(f"{task.name} seed {seed}: peer {theirs[-1]}, ours {mine[-1]}", file=sys.stderr)
+    majority = majority_score(task, tables)
     trained, predicted = tables["train"].num_rows * options.epochs, tables["dev"].num_rows
     rates = {
         f"{who}_{what}": rows * len(runs) / sum(getattr(one, f"{what}_s") for one in runs)
@@ -171,7 +172,7 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
         "ours_score": round(fmean(one.score for one in mine), 4),
         "train_ratio": round(rates["ours_train"] / rates["peer_train"], 2),
         "eval_ratio": round(rates["ours_eval"] / rates["peer_eval"], 2),
-        **agreement([one.score for one in theirs], [one.score for one in mine]),
+        **agreement([one.score for one in theirs], [one.score for one in mine], majority),
         "peer_scores": [round(one.score, 4) for one in theirs],
         "ours_scores": [round(one.score, 4) for one in mine],
         "train_rows": tables["train"].num_rows,
@@ -179,26 +180,31 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
     }
 
 
-def agreement(theirs: list[float], mine: list[float]) -> dict[str, Any]:
+def majority_score(task: Task, tables: dict[str, pa.Table]) -> float:
+    """The headline score of the training set's most frequent class, or of its mean."""
+    labels, rows = tables["train"]["label"].to_numpy(), tables["dev"].num_rows
+    constant = labels.mean() if task.is_regression else np.bincount(labels).argmax()
+    return _headline(task, np.full(rows, constant), tables["dev"])
+
+
+def agreement(theirs: list[float], mine: list[float], majority: float) -> dict[str, Any]:
     """Deviations over seeds, Welch's p-value that the means differ, and whether they are within noise (p >= 0.05).
 
-    With one seed there is no deviation and no verdict (None); nor is there one where all scores are equal, as where
-    neither learned anything.
+    With one seed there is no deviation and no verdict (None). Nor is there one where neither beats the majority class
+    or all scores are equal: what has not learned agrees with everything.
     """
+    found = {"majority_score": round(majority, 4), "peer_deviation": None, "ours_deviation": None}
+    found |= {"score_p_value": None, "within_noise": None}
     if min(len(theirs), len(mine)) < 2:
-        return {"peer_deviation": None, "ours_deviation": None, "score_p_value": None, "within_noise": None}
-    spreads = stdev(theirs), stdev(mine)
-    if not any(spreads):
-        verdict = (None, None) if theirs == mine else (0.0, False)
-        return {"peer_deviation": 0.0, "ours_deviation": 0.0, "score_p_value": verdict[0], "within_noise": verdict[1]}
+        return found
+    found |= {"peer_deviation": round(stdev(theirs), 4), "ours_deviation": round(stdev(mine), 4)}
+    if max(fmean(theirs), fmean(mine)) <= majority:
+        return found
+    if stdev(theirs) == stdev(mine) == 0:
+        return found if theirs == mine else found | {"score_p_value": 0.0, "within_noise": False}
     warnings.simplefilter("ignore", RuntimeWarning)  # scores that hardly vary
     p_value = float(ttest_ind(theirs, mine, equal_var=False).pvalue)
-    return {
-        "peer_deviation": round(spreads[0], 4),
-        "ours_deviation": round(spreads[1], 4),
-        "score_p_value": round(p_value, 4),
-        "within_noise": p_value >= 0.05,
-    }
+    return found | {"score_p_value": round(p_value, 4), "within_noise": p_value >= 0.05}
 
 
 def main() -> None:
@@ -236,6 +242,7 @@ def main() -> None:
         "peer_deviation",
         "ours_score",
         "ours_deviation",
+        "majority_score",
         "within_noise",
     )
     rows = [[TASKS[name].title, *(one[key] for key in shown)] for name, one in results.items()]

@@ -80,7 +80,7 @@ def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
     if step.stage in ("pretrain", "distill"):
         limits = [step.settings["tokens"], step.settings["epochs"] * text_tokens(config)]
         tokens = min((limit for limit in limits if limit), default=0.0)
-        work = 5.0 if step.stage == "distill" else 2.0 if step.settings["freeze_encoder"] else 6.0
+        work = 5.0 if step.stage == "distill" else 2.0 if step.settings.get("freeze_encoder") else 6.0
         return tokens * parameters * work / rate
     if step.stage == "finetune" and "epochs" in step.settings:
         task = TASKS[step.settings["task"]]

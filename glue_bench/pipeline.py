@@ -18,13 +18,14 @@ from glue_bench.config import Config, plain
 from glue_bench.errors import StepError, UserError, redo
 from glue_bench.locks import lock
 from glue_bench.machine import environment
-from glue_bench.plan import STAGE_VERSIONS, Step, explain, fingerprints
+from glue_bench.plan import STAGE_VERSIONS, Step, checkpoint_key, explain, fingerprints
 from glue_bench.records import seal_of, sealed
 from glue_bench.store import (
     CONFIG_FILE,
     RECORD,
     State,
     Store,
+    checkpoints_of,
     clean_partial,
     damaged_file,
     describe_os_error,
@@ -172,7 +173,7 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         if state.kind == "damaged" and step.stage in DISTRIBUTED_STAGES and not force:
             folder = run.store.folder(step.name)  # days of work, for an edited model card perhaps: not without asking
             raise StepError(f"{state.why}; restore it, or {redo(folder)}")
-        if state.kind == "stale" and run.shard.count > 1:
+        if state.kind == "stale" and (run.shard.count > 1 or step.stage in DISTRIBUTED_STAGES) and not force:
             _refuse_another_machine(step, known, run)
         if state.kind in ("stale", "damaged"):
             run.say(f"{place} {step.name}: {state.kind}, computed anew ({state.why})")
@@ -181,13 +182,17 @@ def bring_to_done(step: Step, known: Mapping[str, str], run: Run, place: str, fo
         result = _compute(step, run)
         seconds = time.monotonic() - started
         _write_record(step, known, run, result, seconds)
-        shutil.rmtree(run.store.folder(step.name) / "checkpoints", ignore_errors=True)  # of no use any more
+        _remove_checkpoints(step, known, run)
         run.say(f"{place} {step.name}: {seconds:.1f} s{summary_line(result)}")
     return 1
 
 
 def _refuse_another_machine(step: Step, known: Mapping[str, str], run: Run) -> None:
-    """Shards on machines of different kinds would train one after the other for nothing but that. Raises UserError."""
+    """Nothing is trained anew for nothing but another machine. Raises UserError.
+
+    Shards on machines of different kinds would train one after the other; a single process may be asked to, by setting
+    machine.threads or machine.precision itself.
+    """
     record = run.store.record(step.name)
     if record is None or step.stage not in TRAINED_STAGES or record["stage_version"] != STAGE_VERSIONS[step.stage]:
         return
@@ -195,7 +200,13 @@ def _refuse_another_machine(step: Step, known: Mapping[str, str], run: Run) -> N
     changed = {key for key in made.keys() | step.settings.keys() if made.get(key) != step.settings.get(key)}
     if changed and changed <= MACHINE_SETTINGS and all(record[part] == now[part] for part in ("needs", "inputs")):
         was = " ".join(f"machine.{key}={made.get(key)}" for key in sorted(changed))
-        raise UserError(f"{step.name}: done on another kind of machine; give every shard --set {was}, or run it alone")
+        if run.shard.count > 1:
+            remedy = f"give every shard --set {was}, or run it alone"
+            raise UserError(f"{step.name}: done on another kind of machine; {remedy}")
+        if all(getattr(run.config.machine, key) in (0, "auto") for key in changed):
+            anew = " ".join(f"machine.{key}={now['settings'].get(key)}" for key in sorted(changed))
+            remedy = f"--set {was} keeps it, --set {anew} trains it anew"
+            raise UserError(f"{step.name}: done on another kind of machine; {remedy}")
 
 
 def _refuse_changed_needs(step: Step, run: Run) -> None:
@@ -243,6 +254,14 @@ def _write_record(step: Step, known: Mapping[str, str], run: Run, result: dict[s
             f"{step.name}: the result holds a NaN or an infinite number; this is a bug, please report it"
         ) from None
     write_atomic(folder / RECORD, text + "\n")
+
+
+def _remove_checkpoints(step: Step, known: Mapping[str, str], run: Run) -> None:
+    """Those of a finished training are of no use any more; those of other settings stay, as these may come back."""
+    own = checkpoints_of(run.store.folder(step.name), checkpoint_key(step, {need: known[need] for need in step.needs}))
+    shutil.rmtree(own, ignore_errors=True)
+    with contextlib.suppress(OSError):  # others are there, or none ever were
+        own.parent.rmdir()
 
 
 def summary_line(result: dict[str, Any]) -> str:

@@ -183,8 +183,20 @@ def _pretrain(config: Config, compute: Mapping[str, Any]) -> list[Step]:
     name = config.teacher.name
     if not _trains(config.pretrain):
         return []
-    settings, upkeep = _without_upkeep({**plain(config.pretrain), **compute, "weights": f"prepare/weights/{name}"})
+    settings, upkeep = _without_upkeep({**pretrain_settings(config), **compute, "weights": f"prepare/weights/{name}"})
     return [Step(f"pretrain/{name}", settings, (f"prepare/weights/{name}", "prepare/corpus"), {}, upkeep)]
+
+
+def pretrain_settings(config: Config) -> dict[str, Any]:
+    """[pretrain] as a step's settings: freeze_encoder only where it is on, so that older trainings stay done."""
+    settings = plain(config.pretrain)
+    return settings if config.pretrain.freeze_encoder else {k: v for k, v in settings.items() if k != "freeze_encoder"}
+
+
+def checkpoint_key(step: Step, needs: Mapping[str, str]) -> str:
+    """What a training's checkpoints belong to: its settings, stage version and the fingerprints of what it needs."""
+    content = json.dumps([step.name, STAGE_VERSIONS[step.stage], dict(step.settings), dict(needs)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _without_upkeep(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -134,6 +134,11 @@ def _difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "a newer version of the stage"
 
 
+def checkpoints_of(folder: Path, key: str) -> Path:
+    """Where a step's folder has the checkpoints of one training; those of other settings are beside them."""
+    return folder / "checkpoints" / key[:12]
+
+
 def list_outputs(folder: Path) -> dict[str, dict[str, Any]]:
     """Size, time stamp, sha256 of every file below a step's folder except record, checkpoints and partial files."""
     outputs = {}

@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from glue_bench import executors, pipeline
 from glue_bench.config import load_config
 from glue_bench.errors import StepError, UserError
 from glue_bench.pipeline import Run, Shard, run_steps, states, with_needs
-from glue_bench.plan import Step
-from glue_bench.store import Store, list_outputs, write_atomic
+from glue_bench.plan import Step, checkpoint_key
+from glue_bench.store import Store, checkpoints_of, list_outputs, write_atomic
 
 STEPS = (
     Step("prepare/glue/rte", {"a": 1}),
@@ -225,8 +226,32 @@ def test_a_shard_on_another_kind_of_machine_does_not_train_again(
     report = Step("report", {}, ("finetune/small/rte/seed-0",))
     with pytest.raises(UserError, match="finetune/small/rte/seed-0: done on another kind of machine"):
         run_steps((*steps(8, 10, jobs=2), report), (*steps(8, 10, jobs=2), report), second)
-    assert run_steps(steps(64, 10), steps(64, 10), make_run(tmp_path)[0]), "so is all in a run of one process"
+    with pytest.raises(UserError, match="--set machine.threads=8 keeps it, --set machine.threads=64 trains it anew"):
+        run_steps(steps(64, 10), steps(64, 10), make_run(tmp_path)[0])  # one process, by another number of cores
+    assert computed.count("distill/small") == 2
+    run, _ = make_run(tmp_path)
+    asked = replace(run, config=load_config("quick", ["machine.threads=64"]))
+    assert run_steps(steps(64, 10), steps(64, 10), asked), "by the user's own setting"
     assert computed.count("distill/small") == 3
+
+
+def test_finished_training_leaves_the_checkpoints_of_other_settings(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of another training are not lost to a short trial in the same run; the trial's own go."""
+    monkeypatch.setattr(pipeline, "_rehearse", lambda *_: None)
+    teacher = Step("pretrain/teacher", {"tokens": 9})
+    run, _ = make_run(tmp_path)
+    run_steps((teacher,), (teacher,), run)
+    folder = run.store.folder("distill/small")
+    needs = {teacher.name: run.store.record(teacher.name)["fingerprint"]}
+    long, short = (Step("distill/small", {"tokens": tokens}, (teacher.name,)) for tokens in (10**9, 10))
+    for one in (long, short):
+        (checkpoints_of(folder, checkpoint_key(one, needs)) / "step-00000001").mkdir(parents=True)
+    run_steps((teacher, short), (teacher, short), make_run(tmp_path)[0])
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [checkpoint_key(long, needs)[:12]]
+    run_steps((teacher, long), (teacher, long), make_run(tmp_path)[0])
+    assert not (folder / "checkpoints").exists() and computed.count("distill/small") == 2
 
 
 def test_a_process_that_does_not_share_the_folder_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

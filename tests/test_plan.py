@@ -159,6 +159,8 @@ def test_roles_and_as_released() -> None:
     assert roles(config_from(raw, "x"))["as-released"] == "as-released"
     steps, raw["pretrain"]["freeze_encoder"] = marks(raw), True
     assert marks(raw)["pretrain/teacher"] != steps["pretrain/teacher"]
+    (frozen,) = (step for step in plan(config_from(raw, "x"), FACTS, HashMemo(None)) if step.stage == "pretrain")
+    assert frozen.settings["freeze_encoder"] is True
     assert "as-released" not in roles(config_from(raw, "x")), "the teacher itself is as released"
     raw["pretrain"] |= {"freeze_encoder": False, "tokens": 0}
     assert "as-released" not in roles(config_from(raw, "x"))

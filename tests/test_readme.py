@@ -1,5 +1,6 @@
 """The README: its two commands are the ones CI and the tests run, and every command it shows is one the tool takes."""
 
+import json
 import re
 import shlex
 
@@ -7,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from glue_bench import cli
-from glue_bench.config import load_config
+from glue_bench.config import load_config, plain
 from glue_bench.tasks import TASKS
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -47,3 +48,28 @@ def test_readme_names_what_is_there() -> None:
     for name in re.findall(r"`((?:glue_bench|configs|benchmarks|results)/[\w./-]+)`", README):
         assert (REPOSITORY / name).exists() or name.startswith("results/"), name
     assert len(TASKS) == 10
+
+
+def _published_commands() -> list[str]:
+    named = [(command, re.search(r"--run (\S+)", command)) for command in COMMANDS if command.startswith("run-all")]
+    return [text for text, name in named if name and (REPOSITORY / "results/published" / name[1]).is_dir()]
+
+
+def test_commands_of_published_runs_are_shown() -> None:
+    assert {re.search(r"--run (\S+)", command)[1] for command in _published_commands()} >= {"minilm-short"}
+
+
+@pytest.mark.parametrize("command", _published_commands())
+def test_commands_of_published_runs_give_their_settings(command: str) -> None:
+    """What README says to run has the settings that the published run has, wherever its files are."""
+    options = cli.build_parser().parse_args(shlex.split(command, comments=True))
+    settings = [text for text in options.set if "FILE" not in text and "FOLDER" not in text]
+    now = plain(load_config(options.config, settings))
+    published = REPOSITORY / "results/published" / options.run / "config.json"
+    then = json.loads(published.read_text(encoding="utf-8"))
+    for section in ("pretrain", "distill", "finetune"):
+        differ = {key for key, value in then[section].items() if now[section][key] != value}
+        assert not differ - {"checkpoint_every"}, section
+    students = {one["name"]: one for one in now["students"]}
+    for one in then["students"]:
+        assert {key: students[one["name"]][key] for key in one} == one

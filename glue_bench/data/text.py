@@ -151,7 +151,8 @@ def _hub_rows(location: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(name, subset or None, split="train", streaming=True, revision=commit or None)
         for row in rows:
-            yield row["text"]
+            if row["text"]:  # a null row is no document
+                yield row["text"]
     except KeyError:
         raise UserError(f"{location}: the data set has no column text") from None
     except Exception as error:  # the hub's libraries raise many kinds; all of them mean that the text is not there

@@ -59,13 +59,5 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, torc
     return None
 
 
-def checkpoints_of(folder: Path, fingerprint: str) -> Path:
-    """Where a step's folder has the checkpoints of one training.
-
-    Those of another, with other settings or another number of threads, stay beside them: their settings may come back.
-    """
-    return folder / "checkpoints" / fingerprint[:12]
-
-
 def _newest_first(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True) if folder.is_dir() else []

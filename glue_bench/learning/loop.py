@@ -19,13 +19,14 @@ import torch
 
 from glue_bench.errors import StepError
 from glue_bench.learning.batches import Batch, Batches, MicroBatch
-from glue_bench.learning.checkpoints import checkpoints_of, load_checkpoint, save_checkpoint
+from glue_bench.learning.checkpoints import load_checkpoint, save_checkpoint
 from glue_bench.learning.distributed import Group, first_value, require_same, sum_gradients, sum_tensor
 from glue_bench.learning.dropout import MaskStream, cheap_dropout
 from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights
 from glue_bench.learning.optimiser import Schedule, adamw
 from glue_bench.learning.progress import Progress, matrix_rate
+from glue_bench.store import checkpoints_of
 
 LOG_ROWS = 1000  # of training.csv at most; a longer training is logged at every n-th step
 CHECKPOINT_SECONDS = 120.0  # slow steps are saved this often, whatever checkpoint_every says

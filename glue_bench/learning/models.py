@@ -112,6 +112,11 @@ def load_finetuned(folder: Path, task: Task) -> tuple[PreTrainedModel, tuple[int
     return model, columns
 
 
+def are_nameless(id2label: Mapping[Any, str]) -> bool:
+    """Whether a checkpoint's classes are called LABEL_0, LABEL_1 ..., so that their order can only be assumed."""
+    return [id2label[key].upper() for key in sorted(id2label, key=int)] == [f"LABEL_{i}" for i in range(len(id2label))]
+
+
 def label_permutation(id2label: Mapping[Any, str], task: Task) -> tuple[int, ...]:
     """Columns of a checkpoint's logits in the order of task.classes, matched by name: logits[:, columns].
 
@@ -123,7 +128,7 @@ def label_permutation(id2label: Mapping[Any, str], task: Task) -> tuple[int, ...
         raise UserError(
             f"{task.title}: the checkpoint has {len(found)} outputs ({', '.join(found)}), not {task.num_outputs}"
         )
-    if task.is_regression or [name.upper() for name in found] == [f"LABEL_{i}" for i in range(len(found))]:
+    if task.is_regression or are_nameless(id2label):
         return tuple(range(len(found)))
     plain = [_plain_label(name) for name in found]
     wanted = [_plain_label(name) for name in task.classes]

@@ -1,9 +1,7 @@
 """What pretrain and distill have in common around the loop: the set-up from a step's settings, and what is recorded."""
 
 import csv
-import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from glue_bench.learning.models import load_tokenizer
 from glue_bench.learning.optimiser import Schedule, total_steps
 from glue_bench.learning.progress import matrix_rate
 from glue_bench.machine import local_processes, torch_device, use_threads
-from glue_bench.plan import STAGE_VERSIONS, Step
+from glue_bench.plan import Step, checkpoint_key
 from glue_bench.records import Training
 from glue_bench.store import Store, write_atomic
 
@@ -79,10 +77,8 @@ def set_up(
 
 
 def fingerprint(step: Step, store: Store) -> str:
-    """What a checkpoint belongs to: the step's settings, its stage's version, the fingerprints of what it needs."""
-    needs = {name: (store.record(name) or {}).get("fingerprint", "") for name in step.needs}
-    content = json.dumps([step.name, STAGE_VERSIONS[step.stage], dict(step.settings), needs], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    """What this training's checkpoints belong to (plan.checkpoint_key)."""
+    return checkpoint_key(step, {name: (store.record(name) or {}).get("fingerprint", "") for name in step.needs})
 
 
 def write_curves(folder: Path, curves: Curves) -> None:

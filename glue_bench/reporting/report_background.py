@@ -117,7 +117,7 @@ def settings_section(analysis: Analysis) -> str:
         table = markdown_table(["task", *(name.replace("_", " ") for name in names)], by_task)
         parts.append(f"Fine-tuning (last epoch scored, never the best):\n\n{table}")
     names = ("initialisation", "tokens", "epochs", "batch_size", "learning_rate", "temperature")
-    names += ("weight_ce", "weight_mlm", "weight_cos")
+    names += ("weight_ce", "weight_mlm", "weight_cos", "ce_positions")
     by_student = []
     for student in config.students:
         if student.layers:

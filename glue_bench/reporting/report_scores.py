@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from glue_bench.config import distill_settings
 from glue_bench.reporting import published_numbers
 from glue_bench.reporting.analysis import Analysis, macro_name
 from glue_bench.reporting.scores import Spread
@@ -111,7 +112,10 @@ def ablation_section(analysis: Analysis) -> str:
         rows.append([markdown_text(name), markdown_text(taken), ours, _titles(nine.tasks) if nine else DASH, theirs])
     headers = ["row", "change", "macro, points [95 %]", "tasks", "paper, GLUE"]
     full = markdown_text(analysis.ablation.full)
-    return f"Against {full}, which has the whole triple loss:\n\n" + markdown_table(headers, rows, left=2)
+    student = next(one for one in analysis.run.config.students if one.name == analysis.ablation.full)
+    where = distill_settings(analysis.run.config, student).ce_positions
+    said = f"Against {full}, which has the whole triple loss (L_ce at {where} positions; the paper's: at attended ones)"
+    return f"{said}:\n\n" + markdown_table(headers, rows, left=2)
 
 
 def _titles(tasks: Sequence[str]) -> str:

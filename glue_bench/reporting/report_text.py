@@ -76,6 +76,7 @@ def notes_of(analysis: Analysis) -> Iterator[str]:
         yield f"Incomplete, {len(run.missing)} step{'' if len(run.missing) == 1 else 's'} missing: {shown}."
     yield from _damaged_teacher(analysis)
     yield from _no_skill(analysis)
+    yield from _assumed_classes(analysis)
     for model in analysis.students:
         if on := analysis.partial_tasks(model):
             titles = ", ".join(TASKS[task].title for task in on)
@@ -105,6 +106,15 @@ def _damaged_teacher(analysis: Analysis) -> Iterator[str]:
             f"WARNING: the weights as released score higher ({percent(released)}) than the teacher made of them "
             f"({percent(teacher)}): pretrain damaged the teacher, and retention flatters every student."
         )
+
+
+def _assumed_classes(analysis: Analysis) -> Iterator[str]:
+    """Fine-tuned checkpoints whose classes have no names: in another order than the data set's they would score low."""
+    run = analysis.run
+    for model in run.roles:
+        steps = [(task, f"finetune/{model}/{task}/seed-0") for task in analysis.tasks]
+        if on := [TASKS[task].title for task, step in steps if run.result(step).get("classes_assumed")]:
+            yield f"The checkpoint of {model} names no classes on {', '.join(on)}: the data set's order was assumed."
 
 
 def _no_skill(analysis: Analysis) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from glue_bench.config import Config, distill_settings, plain, task_settings
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import GlueBenchError
-from glue_bench.plan import check_settings, fingerprint, int8_step
+from glue_bench.plan import check_settings, fingerprint, int8_step, pretrain_settings
 from glue_bench.records import Score, seal_of
 from glue_bench.reporting.analysis import Analysis, analyse
 from glue_bench.reporting.build import build_tables
@@ -102,7 +102,7 @@ def _settings(config: Config, step: str) -> dict[str, Any]:
                 name: getattr(config.data, name) for name in ("max_train_rows", "max_dev_rows", "predict_test", "seed")
             }
         case ["pretrain", _]:
-            return _optimisation(plain(config.pretrain))
+            return _optimisation(pretrain_settings(config))
         case ["distill", model]:
             student = next((one for one in config.students if one.name == model), None)
             if student is None:

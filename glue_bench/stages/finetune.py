@@ -34,7 +34,7 @@ from glue_bench.errors import StepError, UserError
 from glue_bench.learning.classify import Recipe, SoftTargets, longest_input, predict, train
 from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import score_with_warnings
-from glue_bench.learning.models import load_classifier, load_finetuned, load_tokenizer, set_dropout
+from glue_bench.learning.models import are_nameless, load_classifier, load_finetuned, load_tokenizer, set_dropout
 from glue_bench.learning.saving import save_model
 from glue_bench.machine import torch_device, use_threads
 from glue_bench.plan import Step
@@ -76,6 +76,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
         return _majority(step, store, task, splits)
     use_threads(step.settings["threads"])
     place = torch_device(device)
+    assumed = False  # the order of a checkpoint's classes
     with kept_heap():
         if "weights" in step.settings:
             model, words, training = _fine_tuned(step, store, task, place)
@@ -83,6 +84,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
         else:
             folder = _checkpoint(step)
             model, columns = load_finetuned(folder, task)
+            assumed = not task.is_regression and are_nameless(model.config.id2label)
             words, training = _words(folder, model, step.settings["max_length"]), NO_TRAINING
             model.to(place)
         predictions, truncated = [], {}
@@ -95,7 +97,8 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     # Apart from the outputs, as the report prunes them; what reads them later looks whether they are still these.
     files = list_outputs(store.folder(step.name) / "weights") if "weights" in step.settings else {}
     files.pop("README.md", None)  # anyone may edit the model card
-    return _result(step, predictions, truncated, training) | ({"weights_files": files} if files else {})
+    more = ({"weights_files": files} if files else {}) | ({"classes_assumed": True} if assumed else {})
+    return _result(step, predictions, truncated, training) | more
 
 
 def _fine_tuned(step: Step, store: Store, task: Task, device: torch.device) -> tuple[PreTrainedModel, Words, Training]:

@@ -42,9 +42,10 @@ class MaskedLanguageModelling:
             return self.measure.measure(self.model)
 
     def flops(self, tokens: int, rows: int, length: int) -> float:
-        """A backward pass costs twice the forward pass; there is none through a frozen encoder."""
-        passes = 3.0 if any(one.requires_grad for one in self.model.base_model.parameters()) else 1.0
-        return passes * encoder_flops(self.model, tokens, length) + 3.0 * head_flops(self.model, rows)
+        """A backward pass costs twice the forward pass; none goes through a frozen encoder, half to a tied decoder."""
+        frozen = not any(one.requires_grad for one in self.model.base_model.parameters())
+        encoder_passes, head_passes = (1.0, 2.0) if frozen else (3.0, 3.0)
+        return encoder_passes * encoder_flops(self.model, tokens, length) + head_passes * head_flops(self.model, rows)
 
 
 def run(step: Step, store: Store, device: str) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     model, has_head = load_masked_lm(source, seed=settings["seed"])
     set_dropout(model, settings["dropout"])
     model.to(place)
-    frozen = settings["freeze_encoder"]
+    frozen = settings.get("freeze_encoder")
     if frozen:
         model.base_model.requires_grad_(False)
     head_only = 0 if has_head or frozen else settings["head_only_steps"]

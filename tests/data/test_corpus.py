@@ -371,14 +371,14 @@ def test_hub_texts_share_their_cap(tmp_path: Path, tokenizer: BertTokenizer, mon
 
 
 def test_hub_data_sets_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by id, subset and commit, as a stream; a row is a document; no column text is said so."""
+    """Asked for by id, subset and commit, as a stream; a row is a document, a null one none; no column text is said."""
     import datasets
 
     asked: list[Any] = []
 
     def load_dataset(*arguments: Any, **options: Any) -> Any:
         asked.append((arguments, options))
-        return iter([{"text": "one\n\ntwo"}, {"text": "three"}])
+        return iter([{"text": "one\n\ntwo"}, {"text": None}, {"text": "three"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = list(read_paragraphs("hub:a/b:c@1f", {}))

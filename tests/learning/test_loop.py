@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from glue_bench import store
 from glue_bench.data.corpus import Corpus, Sequences
 from glue_bench.errors import StepError
 from glue_bench.learning import checkpoints, loop
@@ -328,7 +329,7 @@ def test_checkpoint_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
     training = train_to_end(tmp_path, steps=2)
     assert training.step == 2
     assert checkpoints.load_checkpoint(tmp_path, "other") is not None
-    places = [checkpoints.checkpoints_of(tmp_path, fingerprint * 64) for fingerprint in "ab"]
+    places = [store.checkpoints_of(tmp_path, fingerprint * 64) for fingerprint in "ab"]
     assert places[0] != places[1] and {one.parent for one in places} == {tmp_path / "checkpoints"}
 
 

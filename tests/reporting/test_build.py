@@ -225,6 +225,17 @@ def test_a_damaged_teacher_is_reported(tmp_path: Path) -> None:
     assert "WARNING" not in tables_of(worse)["report.md"]
 
 
+def test_assumed_classes_are_reported(tmp_path: Path) -> None:
+    """A checkpoint without names of classes may have them in another order: the reader is told."""
+    store = copy_run(tmp_path)
+    assert "names no classes" not in tables_of(store)["report.md"]
+    path = store.folder("finetune/distil-2/rte/seed-0") / "record.json"
+    record = json.loads(path.read_text())
+    record["result"]["classes_assumed"] = True
+    write_atomic(path, json.dumps(sealed({key: value for key, value in record.items() if key != "seal"})))
+    assert "The checkpoint of distil-2 names no classes on RTE" in tables_of(store)["report.md"]
+
+
 def test_an_ablation_stands_beside_the_papers(tmp_path: Path) -> None:
     students = [
         {"name": "triple", "layers": [0, 2]},
@@ -236,6 +247,7 @@ def test_an_ablation_stands_beside_the_papers(tmp_path: Path) -> None:
     tables = tables_of(store)
     ablation = section(tables["report.md"], "Ablation of the triple loss")
     assert "-2.96" in ablation and "-3.69" in ablation and "Against triple" in ablation
+    assert "L_ce at attended positions" in ablation
     assert ablation.count("SST-2, RTE") == 2, "the tasks by name, as they are not all nine"
     summary = json.loads(tables["summary.json"])["models"]
     change = mean(summary["no-ce"]["mean_scores"].values()) - mean(summary["triple"]["mean_scores"].values())

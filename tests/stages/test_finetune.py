@@ -247,7 +247,11 @@ def test_a_users_checkpoint_with_other_label_order_scores_right(store: Store) ->
     found = predictions_of(store, one)["validation"]
     assert np.allclose(found.logits, right.logits, atol=1e-6)
     assert result["scores"][0]["metrics"]["accuracy"] == (right.prediction == right.label).mean()
-    assert result["training"]["steps"] == 0
+    assert result["training"]["steps"] == 0 and "classes_assumed" not in result
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}  # nameless: the wrong order cannot be seen, so it is said
+    (folder / "config.json").write_text(json.dumps(config))
+    assert finetune_step(store, one)["classes_assumed"] is True
     with pytest.raises(UserError, match="no config.json"):
         finetune.run(Step(one.name, settings, (), {}), store, "cpu")
 

@@ -1,0 +1,46 @@
+"""benchmarks/finetune.py: what it says of two sets of scores, and the majority score that they are held against."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pyarrow as pa
+import pytest
+from conftest import REPOSITORY
+
+from glue_bench.tasks import TASKS
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("finetune_benchmark", REPOSITORY / "benchmarks/finetune.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "majority", "verdict"),
+    [
+        ([0.80, 0.82, 0.81], [0.81, 0.80, 0.82], 0.7, True),
+        ([0.80, 0.82, 0.81], [0.60, 0.61, 0.62], 0.7, False),
+        ([0.80], [0.80], 0.7, None),  # one seed
+        ([0.68, 0.70, 0.69], [0.69, 0.68, 0.70], 0.7, None),  # neither learned
+        ([0.7, 0.7], [0.7, 0.7], 0.7, None),
+        ([0.8, 0.8], [0.8, 0.8], 0.7, None),
+        ([0.8, 0.8], [0.9, 0.9], 0.7, False),
+    ],
+)
+def test_agreement(
+    benchmark: ModuleType, theirs: list[float], mine: list[float], majority: float, verdict: bool | None
+) -> None:
+    assert benchmark.agreement(theirs, mine, majority)["within_noise"] is verdict
+
+
+def test_majority_score(benchmark: ModuleType) -> None:
+    """MRPC: accuracy 0.75 and F1 6/7 of three ones in four. STS-B: a constant correlates with nothing."""
+    tables = {"train": pa.table({"label": [1, 1, 0]}), "dev": pa.table({"label": [1, 0, 1, 1]})}
+    assert benchmark.majority_score(TASKS["mrpc"], tables) == pytest.approx((0.75 + 6 / 7) / 2)
+    tables = {name: pa.table({"label": [1.0, 4.0, 2.5]}) for name in ("train", "dev")}
+    assert benchmark.majority_score(TASKS["stsb"], tables) == 0.0
