@@ -12,14 +12,12 @@ from glue_bench.machine import Facts, facts, has_amx, has_fast_bf16
 from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
 from glue_bench.plan import Step, plan
-from glue_bench.sources import HUB_DATASET, source_kind
+from glue_bench.sources import HUB_DATASET
 from glue_bench.store import Store
-from glue_bench.tasks import TASKS
+from glue_bench.work import fine_tuning_tokens
 
 # FLOP/s that a training step really reaches, per core (a Zen 3 core's fp32 products: 57e9, measured) or device.
 RATE_PER_CORE, RATE_PER_BF16_CORE, RATE_PER_AMX_CORE, RATE_PER_GPU = 35e9, 100e9, 300e9, 150e12
-TOKENS_PER_EXAMPLE = {"embedded": 20, "folder": 45, "hub": 45}
-EMBEDDED_ROWS = 2_000
 HUB_BYTES = {"weights": 440e6, "glue": 160e6, "text": 12e9}
 HUB_TOKENS = 3e9  # of a text on the hub, of which nothing is known: between a book corpus and English Wikipedia
 TOKENISED_PER_CORE = 400e3  # tokens a second (measured on a Zen 3 core: 440e3 to 490e3)
@@ -83,14 +81,7 @@ def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
         work = 5.0 if step.stage == "distill" else 2.0 if step.settings.get("freeze_encoder") else 6.0
         return tokens * parameters * work / rate
     if step.stage == "finetune" and "epochs" in step.settings:
-        task = TASKS[step.settings["task"]]
-        kind = source_kind(config.data.glue)
-        official = min(task.train_rows, config.data.max_train_rows or task.train_rows)
-        rows = EMBEDDED_ROWS if kind == "embedded" else official
-        dev = sum(task.dev_rows) if kind != "embedded" else EMBEDDED_ROWS / 4
-        share = 0.5 if step.settings["weights"].startswith("distill/") else 1.0
-        tokens = TOKENS_PER_EXAMPLE[kind] * (3.0 * rows * step.settings["epochs"] + dev)
-        return 2.0 * tokens * parameters * share / rate
+        return 2.0 * fine_tuning_tokens(step, config) * parameters / rate
     if step.name == "prepare/corpus":
         return 2.0 + text_tokens(config) / (TOKENISED_PER_CORE * machine.threads)
     return 10.0 if step.stage == "benchmark" else 2.0

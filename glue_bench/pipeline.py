@@ -35,6 +35,7 @@ from glue_bench.store import (
     refuse_links,
     write_atomic,
 )
+from glue_bench.work import deal
 
 DISTRIBUTED_STAGES = ("pretrain", "distill")
 TRAINED_STAGES = (*DISTRIBUTED_STAGES, "finetune")
@@ -105,8 +106,9 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
         if _rank() == 0:
             write_config(run)
         numbers = {step.name: f"[{i}/{len(wanted)}]" for i, step in enumerate(wanted, start=1)}
-        grid = {step.name: i for i, step in enumerate(one for one in wanted if one.stage == "finetune")}
-        remaining = [step for step in wanted if _is_mine(grid.get(step.name), run.shard)]
+        owners = deal([step for step in wanted if step.stage == "finetune"], run.config, run.shard.count)
+        mine = run.shard.index - 1  # every other step is for whoever comes first
+        remaining = [step for step in wanted if owners.get(step.name, mine) == mine]
         computed = 0
         rehearsed = _rank() != 0
         while remaining:
@@ -290,11 +292,6 @@ def _follow(step: Step, fingerprint: str, reasons: dict[str, Any], run: Run) -> 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _is_mine(number: int | None, shard: Shard) -> bool:
-    """Fine-tunings, which have numbers, are dealt out in turn; every other step is for whoever comes first."""
-    return number is None or number % shard.count == shard.index - 1
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ class Task:
     headline: tuple[str, ...]  # the score that enters the macro is the plain mean of these metrics
     train_rows: int
     dev_rows: tuple[int, ...]  # official sizes, in the order of dev_splits
+    typical_tokens: int  # mean length of a training example in BERT's word pieces, special tokens included
     dev_splits: tuple[str, ...] = ("validation",)  # the first gives the headline
     test_splits: tuple[str, ...] = ("test",)
     submission_files: tuple[str, ...] = ()  # one per test split
@@ -53,6 +54,7 @@ _ROWS = (
         ("matthews_correlation",),
         8_551,
         (1_043,),
+        11,
         submission_files=("CoLA.tsv",),
         tsv_folder="CoLA",
     ),
@@ -65,6 +67,7 @@ _ROWS = (
         _ACCURACY,
         67_349,
         (872,),
+        14,
         submission_files=("SST-2.tsv",),
         tsv_folder="SST-2",
     ),
@@ -77,6 +80,7 @@ _ROWS = (
         _ACCURACY_F1,
         3_668,
         (408,),
+        53,
         submission_files=("MRPC.tsv",),
         tsv_folder="MRPC",
     ),
@@ -89,6 +93,7 @@ _ROWS = (
         ("pearson", "spearman"),
         5_749,
         (1_500,),
+        28,
         submission_files=("STS-B.tsv",),
         label_range=(0.0, 5.0),
         tsv_folder="STS-B",
@@ -102,6 +107,7 @@ _ROWS = (
         _ACCURACY_F1,
         363_846,
         (40_430,),
+        31,
         submission_files=("QQP.tsv",),
         tsv_folder="QQP",
     ),
@@ -114,6 +120,7 @@ _ROWS = (
         _ACCURACY,
         392_702,
         (9_815, 9_832),
+        40,
         dev_splits=("validation_matched", "validation_mismatched"),
         test_splits=("test_matched", "test_mismatched"),
         submission_files=("MNLI-m.tsv", "MNLI-mm.tsv"),
@@ -129,6 +136,7 @@ _ROWS = (
         _ACCURACY,
         104_743,
         (5_463,),
+        50,
         submission_files=("QNLI.tsv",),
         submission_by_name=True,
         tsv_folder="QNLI",
@@ -142,6 +150,7 @@ _ROWS = (
         _ACCURACY,
         2_490,
         (277,),
+        73,
         submission_files=("RTE.tsv",),
         submission_by_name=True,
         tsv_folder="RTE",
@@ -155,6 +164,7 @@ _ROWS = (
         _ACCURACY,
         635,
         (71,),
+        37,
         submission_files=("WNLI.tsv",),
         tsv_folder="WNLI",
     ),
@@ -167,6 +177,7 @@ _ROWS = (
         ("matthews_correlation",),
         0,
         (),
+        40,
         dev_splits=(),
         submission_files=("AX.tsv",),
         submission_by_name=True,

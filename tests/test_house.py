@@ -30,7 +30,7 @@ ORDER = (
     "locks",
     "inputs",
 )
-ORDER += ("machine", "plan", "preflight", "pipeline", "executors", "estimate", "cli", "__main__")
+ORDER += ("machine", "plan", "work", "preflight", "pipeline", "executors", "estimate", "cli", "__main__")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "manager", "misc"}
 
 
