@@ -1,5 +1,6 @@
 """The fine-tuning loop: the gradient of the batch, however it is computed, and shortcuts that change no result."""
 
+import contextlib
 import copy
 from typing import Any
 
@@ -409,14 +410,15 @@ def test_cheap_dropout_has_torchs_distribution(family: str) -> None:
     assert float(theirs.std(0).min()) > 0.01
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.1])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
-def test_training_with_dropout_uses_our_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_our_attention(family: str, probability: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's has the same distribution, so nothing else would notice that the fast one is not taken."""
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("torch's attention, with its dropout")
 
-    model = classifier(family, dropout=0.1).train()
+    model = classifier(family, dropout=probability).train()
     ids = torch.randint(2, WORDS, (2, 7))
     padded = torch.ones_like(ids)
     padded[1, 4:] = 0
@@ -426,12 +428,30 @@ def test_training_with_dropout_uses_our_attention(family: str, monkeypatch: pyte
             model(input_ids=ids, attention_mask=mask).logits.sum().backward()
 
 
-def test_without_dropout_the_attention_is_torchs() -> None:
-    model = classifier().train()
+def test_without_dropout_our_attention_has_torchs_values_and_gradients() -> None:
+    model = classifier().double().train()
     ids = torch.randint(2, WORDS, (3, 6))
-    wanted = model(input_ids=ids).logits
-    with cheap_dropout(model, MaskStream(0)):
-        assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-6)
+    padded = torch.ones_like(ids)
+    padded[1, 4:] = 0
+    found = []
+    for stream in (None, MaskStream(0)):
+        with cheap_dropout(model, stream) if stream else contextlib.nullcontext():
+            logits = model(input_ids=ids, attention_mask=padded).logits
+            gradients = torch.autograd.grad(logits[:, 0].sum(), list(model.parameters()), allow_unused=True)
+        found.append([logits, *(one for one in gradients if one is not None)])
+    assert len(found[0]) > 10
+    for wanted, got in zip(*found, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-10)
+
+
+def test_where_nothing_trains_the_attention_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    theirs = dropout.sdpa_attention_forward
+    monkeypatch.setattr(dropout, "sdpa_attention_forward", lambda *a, **k: (calls.append(1), theirs(*a, **k))[1])
+    model, ids = classifier().train(), torch.randint(2, WORDS, (3, 6))
+    with cheap_dropout(model, MaskStream(0)), torch.no_grad():
+        model(input_ids=ids)
+    assert len(calls) == model.config.num_hidden_layers
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
