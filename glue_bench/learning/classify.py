@@ -7,6 +7,8 @@ never waits for the device: losses stay there until the epoch ends.
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from glue_bench.learning.first_position import first_position_only
 from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.models import forward_inputs
 from glue_bench.learning.narrowing import narrowed_vocabulary
+from glue_bench.learning.output_head import full_precision_head
 from glue_bench.machine import is_terminal
 from glue_bench.model_folder import FROM_PADDING
 from glue_bench.records import Training
@@ -104,6 +107,7 @@ def train(
         narrowed_vocabulary(model, encoded.to(device), wanted=recipe.weight_decay == 0.0) as known,
         cheap_dropout(model, stream),
         first_position_only(model),
+        full_precision_head(model),
         tqdm(total=steps, unit="step", leave=False, disable=not is_terminal(), desc=name) as bar,
     ):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -135,26 +139,66 @@ def train(
     )
 
 
-@torch.inference_mode()
 def predict(model: PreTrainedModel, encoded: Encoded, precision: str) -> np.ndarray:
-    """Logits (n, outputs) float32 of n examples, in their order. Out of memory halves the batches."""
+    """Logits (n, outputs) float32 of n examples, in their order. Out of memory halves a batch.
+
+    On a CPU every thread predicts batches of its own, so that the result does not depend on their number.
+    """
     device = model.device
     known, forward = encoded.to(device), Forward(model)
     logits = torch.empty(len(encoded), model.config.num_labels, device=device)
-    tokens = PREDICTED_TOKENS[device.type]
-    batches = prediction_batches(known, tokens)
+    waiting = prediction_batches(known, PREDICTED_TOKENS[device.type])[::-1]
     model.eval()
-    with autocast(device, precision), first_position_only(model):
-        while batches:
-            try:
-                logits[batches[0].rows] = forward(known, batches[0]).float()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or len(batches[0].index) == 1:
-                    raise
-                batches[:1] = batches[0].pieces(-(-len(batches[0].index) // 2))
-            else:
-                del batches[0]
+
+    def work() -> None:
+        with torch.no_grad(), autocast(device, precision):
+            while waiting:
+                try:
+                    batch = waiting.pop()
+                except IndexError:  # another thread was faster
+                    return
+                for piece, values in _in_memory(forward, known, batch):
+                    logits[piece.rows] = values.float()
+
+    with first_position_only(model), full_precision_head(model):
+        if device.type == "cpu" and torch.get_num_threads() > 1:
+            _on_every_thread(work, stop=waiting.clear)
+        else:
+            work()
     return logits.cpu().numpy()
+
+
+def _in_memory(forward: "Forward", encoded: Encoded, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
+    """The logits of a batch, in halves of halves where the memory asks for it."""
+    try:
+        values = forward(encoded, batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch.index) == 1:
+            raise
+    else:
+        yield batch, values
+        return
+    for piece in batch.pieces(-(-len(batch.index) // 2)):
+        yield from _in_memory(forward, encoded, piece)
+
+
+def _on_every_thread(work: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run `work` once on each of torch's threads, which then computes alone there; raises what one of them raised.
+
+    Products of a few hundred rows do not fill two cores together: two threads that work apart predict the dev sets of
+    MRPC and CoLA 1.25 times as fast (AMX, bf16). `stop` leaves them nothing more to do, on an interrupt or an error.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for done in [pool.submit(work) for _ in range(threads)]:
+                    done.result()
+            except BaseException:
+                stop()
+                raise
+    finally:
+        torch.set_num_threads(threads)
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,14 @@ def test_prediction_survives_little_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.allclose(predict(model, encoded, "fp32"), wanted, atol=1e-6)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 # -- prediction --------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +304,44 @@ def test_prediction_equals_one_example_at_a_time(family: str) -> None:
         ids = encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].long()[None]
         with torch.no_grad():
             assert np.allclose(logits[i], model(input_ids=ids).logits[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_prediction_does_not_depend_on_the_number_of_threads(
+    precision: str, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    monkeypatch.setitem(classify.PREDICTED_TOKENS, "cpu", 40)
+    model, encoded = classifier(), examples(60)
+    together = predict(model, encoded, precision)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert np.array_equal(predict(model, encoded, precision), together)
+
+
+def test_an_error_or_interrupt_while_predicting_ends_all_threads(
+    monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    monkeypatch.setitem(classify.PREDICTED_TOKENS, "cpu", 1)  # a batch an example
+    calls = []
+
+    def interrupted(self: Forward, encoded: Encoded, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Forward, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier(), examples(60), "fp32")
+    assert len(calls) <= 2
+    assert torch.get_num_threads() == 2
+
+
+def test_the_head_computes_in_full_precision() -> None:
+    """In bf16 the outputs of a regression would be one of a few values between two powers of two."""
+    model, encoded = classifier(outputs=1), examples(60)
+    logits = torch.from_numpy(predict(model, encoded, "bf16"))
+    assert float((logits == logits.bfloat16().float()).float().mean()) < 0.1
+    train(model, encoded, np.full(60, 3.0), changed(RECIPE, precision="bf16"), None, "test")
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_bf16_is_used_where_asked_for() -> None:
