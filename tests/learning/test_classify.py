@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -333,6 +334,22 @@ def test_an_error_or_interrupt_while_predicting_ends_all_threads(
         predict(classifier(), examples(60), "fp32")
     assert len(calls) <= 2
     assert torch.get_num_threads() == 2
+
+
+def test_widths_are_rounded_where_products_are_in_bf16() -> None:
+    """Short batches and fp32 keep their width; every other one is a multiple of 8, at most max_length."""
+    model = classifier()
+    encoded = examples(1)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True)
+    for length in (5, 32, 33, 37):
+        ids = torch.randint(2, WORDS, (length + 39,), dtype=torch.int32)
+        one = replace(
+            encoded, ids=ids, types=None, starts=torch.tensor([0, length]), lengths=np.array([length]), max_length=39
+        )
+        exact, rounded = predict(model, one, "fp32"), predict(model, one, "bf16")
+        assert np.allclose(exact, rounded, atol=0.05)
+    assert seen[0::2] == [5, 32, 33, 37] and seen[1::2] == [5, 32, 39, 39]
 
 
 def test_the_head_computes_in_full_precision() -> None:
