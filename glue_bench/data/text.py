@@ -5,6 +5,7 @@ between documents; a row of a parquet file or a hub data set is a document. What
 """
 
 import codecs
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,13 @@ LONGEST_PARAGRAPH = 1 << 20  # characters; a longer line is cut at a space
 LARGEST_UNCHECKED = 1 << 30
 LARGEST_RATIO = 200
 PARQUET_ROWS = 64  # rows read at once
+# A sentence ends at . ! ? (and what closes there) before a space and a capital, a digit or an opening quote, but not
+# after a title, a common abbreviation or a single letter other than I.
+SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s+["'“‘(\[]?[A-Z0-9])""")
+NO_END = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Mt|Lt|Col|Gen|Capt|Sgt|Rev|Prof|Jr|Sr|No|vs|vol|ca|cf|etc|[A-HJ-Za-z]))\.$"
+)
+LONGEST_ABBREVIATION = 8  # characters looked at before a full stop
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -43,6 +51,24 @@ def read_paragraphs(location: str, settings: Mapping[str, Any]) -> Iterator[str]
     for paragraph in raw:
         yield paragraph.strip()
     yield END
+
+
+def in_sentences(paragraphs: Iterator[str]) -> Iterator[str]:
+    """The sentences of a stream of paragraphs, each a document of its own: END after every one."""
+    for paragraph in paragraphs:
+        for sentence in split_sentences(paragraph):
+            yield sentence
+            yield END
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """A paragraph cut after its sentences by punctuation, in any language that ends them with . ! or ? and a space."""
+    sentences, start = [], 0
+    for end in SENTENCE_END.finditer(paragraph):
+        if not NO_END.search(paragraph, max(start, end.start() - LONGEST_ABBREVIATION), end.start() + 1):
+            sentences.append(paragraph[start : end.end()].strip())
+            start = end.end()
+    return [*sentences, rest] if (rest := paragraph[start:].strip()) else sentences
 
 
 def hub_parts(location: str) -> tuple[str, str, str]:

@@ -23,7 +23,7 @@ from glue_bench.data.corpus import (
     open_corpus,
     record_corpus,
 )
-from glue_bench.data.text import END, hub_parts, read_paragraphs
+from glue_bench.data.text import END, hub_parts, read_paragraphs, split_sentences
 from glue_bench.errors import StepError, UserError
 from glue_bench.inputs import Input
 from glue_bench.store import Store, sha256_file
@@ -115,6 +115,50 @@ def test_by_length_keeps_documents_apart(tmp_path: Path, tokenizer: BertTokenize
     assert sorted(batches.ravel()) == sorted(set(batches.ravel()))
     lengths = np.diff(corpus.train.offsets)
     assert sum(len(set(lengths[batch])) > 1 for batch in batches) <= 1
+
+
+def test_sentences_are_sequences_of_their_own(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+    """Each sentence is a sequence, cut where it is too long; those of fewer than 4 tokens are dropped."""
+    text = tmp_path / "a.txt"
+    paragraph = "w1 w2 w3 w4 w5. W w6 w7 w8! W w9." + " W" + " w1" * 16 + "?"
+    text.write_text("\n".join([paragraph] * 10), encoding="utf-8")
+    vocab = {word: i for i, word in enumerate([*WORDS, "w", ".", "!", "?"])}
+    settings = SETTINGS | {"batches": "sentences"}
+    lower = BertTokenizer(vocab=vocab, do_lower_case=True)
+    manifest = build_corpus(tmp_path / "cache", settings, {"text-0": as_input(text)}, lower)
+    corpus = open_corpus(tmp_path / "cache", manifest["key"])
+    read = [lower.convert_ids_to_tokens(row[1:-1]) for row in rows(corpus.train)]
+    assert read[0] == ["w1", "w2", "w3", "w4", "w5", "."]
+    assert read[1] == ["w", "w6", "w7", "w8", "!"]
+    assert read[2:4] == [["w"] + ["w1"] * 13, ["w1"] * 3 + ["?"]]  # "W w9." has 3 tokens and is dropped
+    assert read[4] == read[0]
+    assert manifest["documents"] == 40
+
+
+def test_where_sentences_end() -> None:
+    """After . ! ? with what closes there, before a capital, a digit or an opening quote; nothing is lost."""
+    cases = {
+        'He said "Go." Then he left! (Why?) "I know. You?" 3 came.': [
+            'He said "Go."',
+            "Then he left!",
+            "(Why?)",
+            '"I know.',
+            'You?"',
+            "3 came.",
+        ],
+        "Mr. Smith and J. K. Rowling (b. 1965) met on No. 5 St. James. So did I. Then 3.5 m... and so on": [
+            "Mr. Smith and J. K. Rowling (b. 1965) met on No. 5 St. James.",
+            "So did I.",
+            "Then 3.5 m... and so on",
+        ],
+        "no end": ["no end"],
+        "": [],
+        "One.": ["One."],
+        "A. ": ["A."],
+    }
+    for paragraph, sentences in cases.items():
+        assert split_sentences(paragraph) == sentences
+        assert "".join(sentences).replace(" ", "") == paragraph.replace(" ", "")
 
 
 def test_all_kinds_of_file_give_the_same_tokens(tmp_path: Path, tokenizer: BertTokenizer) -> None:
@@ -218,7 +262,12 @@ def test_key_is_made_of_what_matters(tmp_path: Path, tokenizer: BertTokenizer) -
     one = write_text(tmp_path / "a.txt", [document(30)])
     key = cache_key(SETTINGS, {"text-0": one}, tokenizer)
     assert cache_key(SETTINGS | {"heldout_tokens": 5}, {"text-0": Input("elsewhere", one.identity)}, tokenizer) == key
-    for change in ({"sequence_length": 12}, {"batches": "by_length"}, {"heldout_fraction": 0.1}):
+    for change in (
+        {"sequence_length": 12},
+        {"batches": "by_length"},
+        {"batches": "sentences"},
+        {"heldout_fraction": 0.1},
+    ):
         assert cache_key(SETTINGS | change, {"text-0": one}, tokenizer) != key
     assert cache_key(SETTINGS, {"text-0": Input(one.location, "sha256:0")}, tokenizer) != key
     more = BertTokenizer(vocab={word: i for i, word in enumerate([*WORDS, "new"])}, strip_accents=False)
@@ -232,7 +281,7 @@ def test_key_is_made_of_what_matters(tmp_path: Path, tokenizer: BertTokenizer) -
 def test_several_blocks_and_chunks(tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, in which documents go on from one to the next, change nothing."""
     one = write_text(tmp_path / "a.txt", [document(40 + i, i) for i in range(30)])
-    for kind in ("packed", "by_length"):
+    for kind in ("packed", "by_length", "sentences"):
         settings = SETTINGS | {"batches": kind}
         whole = build_corpus(tmp_path / "one", settings, {"text-0": one}, tokenizer)
         monkeypatch.setattr(tokenising, "BLOCK_CHARACTERS", 50)
