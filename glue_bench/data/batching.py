@@ -63,6 +63,11 @@ class Batch:
             yield Batch(self.index[start : start + size], self.rows[start : start + size])
 
 
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-value // multiple) * multiple
+
+
 def encode(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> Encoded:
     """Tokenise n examples given as one column of texts, or two for pairs, which are cut longest first.
 
@@ -117,7 +122,7 @@ def prediction_batches(encoded: Encoded, max_tokens: int) -> list[Batch]:
     order = np.argsort(-encoded.lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        width = -(-int(encoded.lengths[order[start]]) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        width = round_up(int(encoded.lengths[order[start]]), WIDTH_MULTIPLE)
         size = max(1, max_tokens // width)
         batches.append(order[start : start + size])
         start += size
@@ -141,7 +146,7 @@ def gather(encoded: Encoded, batch: Batch, multiple: int) -> dict[str, Tensor]:
     and left out where every example fills the width.
     """
     lengths = encoded.lengths[batch.index]
-    width = min(-(-int(lengths.max()) // multiple) * multiple, encoded.max_length)
+    width = min(round_up(int(lengths.max()), multiple), encoded.max_length)
     starts = encoded.starts[batch.rows, None]
     positions = starts + torch.arange(width, device=starts.device)
     inputs = {"input_ids": encoded.ids[positions].long()}

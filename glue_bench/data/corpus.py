@@ -9,11 +9,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glue_bench.data.batching import round_up
 from glue_bench.data.text import hub_commit
 from glue_bench.data.tokenising import rust_tokenizer, write_sequences
 from glue_bench.errors import StepError, UserError
@@ -44,11 +46,19 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def batch(self, numbers: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, attention_mask) of the numbered sequences, (n, longest) int64, padded on the right."""
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(np.diff(self.offsets).max())
+
+    def batch(self, numbers: np.ndarray, pad_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """(input_ids, attention_mask) of the numbered sequences, (n, width) int64, padded on the right.
+
+        The width is that of the longest of them, rounded up to a multiple but never over that of all sequences.
+        """
         starts = np.asarray(self.offsets[numbers])
         lengths = np.asarray(self.offsets[np.asarray(numbers) + 1]) - starts
-        columns = np.arange(lengths.max())
+        columns = np.arange(min(round_up(int(lengths.max()), multiple), self.longest))
         mask = columns < lengths[:, None]
         places = np.minimum(starts[:, None] + columns, len(self.tokens) - 1)
         ids = np.where(mask, self.tokens[places], pad_id)

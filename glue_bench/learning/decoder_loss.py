@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from glue_bench.data.batching import round_up
+
 # Rows whose logits are held at once: 0.25 MB each for two models and 30,522 words in fp32. Measured on a Zen 3 core at
 # width 384, 1,024 rows are no faster; with fewer than 256 the decoder's gradient, read and written per chunk, tells.
 CPU_CHUNK_ROWS = 512
@@ -21,6 +23,9 @@ CPU_BLOCK_ROWS = 8
 CUDA_BLOCK_ROWS = 1024
 # Row length of the logits' buffers is a multiple of this: aligned rows make the product behind them a quarter faster.
 ROW_ALIGNMENT = 16
+# On a CPU the rows of a chunk are filled up to a multiple of this with empty ones: each new number of rows has kernels
+# compiled for it, and masked positions come in a different number at every step (25 to 50 ms of 330 with 90 of them).
+CPU_ROWS_MULTIPLE = 32
 
 _compile_failures: list[str] = []  # the first one of this process: it would only fail again
 
@@ -87,31 +92,37 @@ def chunked_loss(
     full = torch.promote_types(low, torch.float32)
     rows, vocabulary, features_dtype = student.features.shape[0], student.weight.shape[0], student.features.dtype
     chunk_rows = CUDA_CHUNK_ROWS if kind == "cuda" else CPU_CHUNK_ROWS
+    multiple = 1 if kind == "cuda" or compiled else min(CPU_ROWS_MULTIPLE, chunk_rows)
     loss = _fused_where_it_compiles if compiled else _blockwise_loss
 
     with torch.autocast(kind, enabled=False), torch.no_grad():
-        student = _scaled(student, low, temperature)
-        teacher = None if teacher is None else _scaled(teacher, low, temperature)
-        buffers = [_buffer(min(rows, chunk_rows), vocabulary, low, device) for _ in range(1 if teacher is None else 2)]
+        student = _filled(_scaled(student, low, temperature), multiple)
+        teacher = None if teacher is None else _filled(_scaled(teacher, low, temperature), multiple)
+        size = min(round_up(rows, multiple), chunk_rows)
+        buffers = [_buffer(size, vocabulary, low, device) for _ in range(1 if teacher is None else 2)]
         soft, mlm, right = (torch.zeros((), dtype=full, device=device) for _ in range(3))
         soft_scale, mlm_scale = (torch.full((), scale, dtype=full, device=device) for scale in scales)
         to_features = torch.zeros_like(student.features) if wanted[0] else None
         to_weight = torch.empty_like(student.weight, dtype=full) if wanted[1] else None
         to_bias = torch.zeros_like(student.bias, dtype=full) if wanted[2] else None
         for start, stop in _chunks(targets.numel(), rows, chunk_rows):
-            logits = _logits(student, start, stop, buffers[0], temperature)
-            teacher_logits = None if teacher is None else _logits(teacher, start, stop, buffers[1], temperature)
+            here, end = stop - start, start + round_up(stop - start, multiple)
+            logits = _logits(student, start, end, buffers[0], temperature)[:here]
+            teacher_logits = None if teacher is None else _logits(teacher, start, end, buffers[1], temperature)[:here]
             true = targets[start:stop] if start < targets.numel() else None
             if not any(wanted) and true is not None:
                 right += (logits.argmax(dim=-1) == true).sum()
             *sums, gradient = loss(logits, teacher_logits, true, temperature, soft_scale, mlm_scale)
             soft, mlm = soft + sums[0], mlm + sums[1]
-            if to_features is not None:
-                torch.mm(gradient, student.weight, out=to_features[start:stop])
+            if end > stop:  # blockwise the gradient stands where the logits stood, and before the empty rows
+                gradient = buffers[0][: end - start]
+                gradient[here:] = 0
+            if to_features is not None:  # rows after `stop` belong to the next chunk, which overwrites them
+                torch.mm(gradient, student.weight, out=to_features[start:end])
             if to_weight is not None and low == full:
-                to_weight.addmm_(gradient.t(), student.features[start:stop], beta=0.0 if start == 0 else 1.0)
+                to_weight.addmm_(gradient.t(), student.features[start:end], beta=0.0 if start == 0 else 1.0)
             elif to_weight is not None:
-                product = gradient.t() @ student.features[start:stop]
+                product = gradient.t() @ student.features[start:end]
                 if start == 0:
                     to_weight.copy_(product)
                 else:  # first to fp32: an addition of two types is not vectorised, 22 ms instead of 3
@@ -121,7 +132,7 @@ def chunked_loss(
         if to_weight is not None and rows == 0:
             to_weight.zero_()
     if to_features is not None:
-        to_features = to_features.to(features_dtype)
+        to_features = to_features[:rows].to(features_dtype)
     return (soft, mlm, right), (to_features, to_weight, to_bias)
 
 
@@ -246,6 +257,13 @@ def _scaled(wide: Decoder, dtype: torch.dtype, temperature: float) -> Decoder:
     return Decoder(
         wide.features.detach().to(dtype), wide.weight.detach().to(dtype), (wide.bias.detach() / temperature).to(dtype)
     )
+
+
+def _filled(wide: Decoder, multiple: int) -> Decoder:
+    """With empty rows for every chunk to be filled up to a multiple, and `multiple` more for one that starts odd."""
+    rows = wide.features.shape[0]
+    missing = round_up(rows, multiple) - rows + multiple if multiple > 1 else 0
+    return wide._replace(features=torch.nn.functional.pad(wide.features, (0, 0, 0, missing)))
 
 
 def _logits(wide: Decoder, start: int, stop: int, buffer: Tensor, temperature: float) -> Tensor:
