@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 
 from glue_bench.data.batching import WIDTH_MULTIPLE, Batch, Encoded, gather, prediction_batches, training_batches
 from glue_bench.errors import StepError
-from glue_bench.learning.dropout import ATTENTION, MaskStream, cheap_dropout
+from glue_bench.learning.dropout import ATTENTION, MaskStream, attention_in_products, cheap_dropout
 from glue_bench.learning.first_position import first_position_only
+from glue_bench.learning.fused_linear import fused_linear
 from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.models import forward_inputs
 from glue_bench.learning.narrowing import narrowed_vocabulary
@@ -164,7 +165,12 @@ def predict(model: PreTrainedModel, encoded: Encoded, precision: str) -> np.ndar
                 for piece, values in _in_memory(forward, known, batch):
                     logits[piece.rows] = values.float()
 
-    with first_position_only(model), full_precision_head(model):
+    with (
+        first_position_only(model),
+        full_precision_head(model),
+        attention_in_products(model),
+        fused_linear(model, precision),
+    ):
         if device.type == "cpu" and torch.get_num_threads() > 1:
             _on_every_thread(work, stop=waiting.clear)
         else:

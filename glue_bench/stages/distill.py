@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 from glue_bench.errors import UserError
 from glue_bench.learning.batches import MicroBatch
 from glue_bench.learning.distributed import Group
+from glue_bench.learning.dropout import attention_in_products
 from glue_bench.learning.families import encode, mlm_head
+from glue_bench.learning.fused_linear import fused_linear
 from glue_bench.learning.heldout import HeldOut
 from glue_bench.learning.loop import autocast, train
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights, distillation_loss
@@ -123,14 +125,15 @@ def _train(
         precision=settings["precision"],
         compiled=place.type == "cuda",
     )
-    curves = train(
-        objective,
-        setup.batches,
-        setup.schedule,
-        {**settings, **step.upkeep},
-        folder=folder,
-        fingerprint=fingerprint(step, store),
-    )
+    with attention_in_products(teacher), fused_linear(teacher, settings["precision"]):
+        curves = train(
+            objective,
+            setup.batches,
+            setup.schedule,
+            {**settings, **step.upkeep},
+            folder=folder,
+            fingerprint=fingerprint(step, store),
+        )
     result |= training_result(curves, setup, settings, ())
     result["ce_positions"] = settings["ce_positions"]
     if group.records:
