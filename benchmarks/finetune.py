@@ -86,10 +86,12 @@ def peer(
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=task.num_outputs, dtype=torch.float32, local_files_only=True
         )
+    padding, collator = "max_length", default_data_collator
+    if options.peer_padding == "longest":
+        padding, collator = False, DataCollatorWithPadding(tokenizer)
     sets = {}
     for split, table in tables.items():
         texts = [table[name].to_pylist() for name in task.inputs]
-        padding = "max_length" if options.peer_padding == "fixed" else False
         columns = tokenizer(*texts, padding=padding, max_length=PEER_LENGTH, truncation=True)
         labels = table["label"].to_numpy()
         labels = labels.astype(np.float32) if task.is_regression else labels
@@ -111,9 +113,7 @@ def peer(
         args=arguments,
         train_dataset=sets["train"],
         eval_dataset=sets["dev"],
-        data_collator=(
-            default_data_collator if options.peer_padding == "fixed" else DataCollatorWithPadding(tokenizer)
-        ),
+        data_collator=collator,
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)

@@ -111,6 +111,8 @@ def test_by_length_keeps_documents_apart(tmp_path: Path, tokenizer: BertTokenize
     input_ids, mask = corpus.train.batch(np.array([1, 0]), pad_id=0)
     assert mask.sum(axis=1).tolist() == [16, 12]
     assert input_ids[1].tolist() == [*ids, 0, 0, 0, 0]
+    widths = [corpus.train.batch(np.array([0]), 0, multiple)[0].shape[1] for multiple in (1, 4, 5, 9)]
+    assert widths == [12, 12, 15, 16]  # rounded up, but never over the longest sequence, which the model must take
     batches = corpus.epoch_batches(0, 0, 2)
     assert sorted(batches.ravel()) == sorted(set(batches.ravel()))
     lengths = np.diff(corpus.train.offsets)

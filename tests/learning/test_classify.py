@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from glue_bench.data.batching import Encoded
 from glue_bench.errors import StepError
-from glue_bench.learning import classify, dropout
+from glue_bench.learning import classify, dropout, fused_linear
 from glue_bench.learning.classify import (
     Forward,
     Recipe,
@@ -361,6 +361,42 @@ def test_the_head_computes_in_full_precision() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_bias_and_gelu_within_the_product_change_nothing(
+    family: str, activation: str, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    """Only the exact GELU goes into the product; plain layers say the same, and the model is as it was afterwards."""
+    product = fused_linear._product()
+    if product is None:
+        pytest.skip("torch is built without oneDNN")
+    model = classifier(family, **{"activation" if family == "distilbert" else "hidden_act": activation})
+    encoded, calls = examples(10), []
+
+    def counted(values: torch.Tensor, weight: torch.Tensor, bias: Any, then: str, *others: Any) -> torch.Tensor:
+        calls.append(then)
+        assert values.dtype == weight.dtype == torch.bfloat16
+        return product(values, weight, bias, then, *others)
+
+    monkeypatch.setattr(fused_linear, "_product", lambda: counted)
+    fused, full = predict(model, encoded, "bf16"), predict(model, encoded, "fp32")
+    assert calls.count("gelu") == (2 if activation == "gelu" else 0) and calls.count("none") >= 10
+    assert not any("forward" in vars(module) for module in model.modules())
+    monkeypatch.setattr(fused_linear, "_product", lambda: None)
+    plain = predict(model, encoded, "bf16")
+    assert np.abs(fused - full).max() < 2 * np.abs(plain - full).max() + 0.01
+    assert not np.array_equal(fused, full)
+
+
+def test_queries_keys_and_values_share_a_cast_but_never_another_tensors() -> None:
+    low = fused_linear._Cast()
+    first, second = torch.randn(3), torch.randn(3)
+    assert low(first) is low(first)
+    assert torch.equal(low(second), second.bfloat16()) and torch.equal(low(first), first.bfloat16())
+    already = first.bfloat16()
+    assert low(already) is already
+
+
 def test_bf16_is_used_where_asked_for() -> None:
     model, encoded = classifier(), examples(10)
     full, half = predict(model, encoded, "fp32"), predict(model, encoded, "bf16")
@@ -516,6 +552,28 @@ def test_where_nothing_trains_the_attention_is_torchs(monkeypatch: pytest.Monkey
     with cheap_dropout(model, MaskStream(0)), torch.no_grad():
         model(input_ids=ids)
     assert len(calls) == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("mask", ["none", "keys", "all", "added"])
+@pytest.mark.parametrize("queries", [1, 9])
+def test_attention_in_products_has_torchs_values(mask: str, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradient in bf16: short inputs in products, longer ones by torch, whatever shape the mask has."""
+    torch.manual_seed(0)
+    keep = torch.ones(2, 1, 1 if mask == "keys" else queries, 9, dtype=torch.bool)
+    keep[1, ..., 6:] = False
+    added = torch.zeros(keep.shape).masked_fill(keep.logical_not(), -1e9)
+    given = {"none": None, "keys": keep, "all": keep, "added": added.bfloat16()}[mask]
+    query, key, value = (torch.randn(2, 3, length, 8).bfloat16() for length in (queries, 9, 9))
+    module = nn.Module()
+    module.is_causal = False
+    exact = [one.float() for one in (query, key, value)]
+    wanted = dropout.sdpa_attention_forward(module, *exact, added if mask == "added" else given, scaling=0.3)
+    monkeypatch.setattr(dropout, "sdpa_attention_forward", lambda *_, **__: ("torch", None))
+    found, _ = dropout.attention(module, query, key, value, given, scaling=0.3)
+    assert found.dtype == torch.bfloat16 and found.shape == (2, queries, 3, 8)
+    assert torch.allclose(found.float(), wanted[0], atol=0.03)
+    monkeypatch.setattr(dropout, "SHORT", 8)
+    assert dropout.attention(module, query, key, value, given, scaling=0.3)[0] == "torch"
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

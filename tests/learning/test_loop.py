@@ -20,7 +20,7 @@ from glue_bench import store
 from glue_bench.data.corpus import Corpus, Sequences
 from glue_bench.errors import StepError
 from glue_bench.learning import checkpoints, loop
-from glue_bench.learning.batches import Batches, Masking, heldout_batches
+from glue_bench.learning.batches import WIDTH_MULTIPLE, Batches, Masking, heldout_batches
 from glue_bench.learning.distributed import Group, join
 from glue_bench.learning.heldout import HeldOut
 from glue_bench.learning.losses import LossWeights
@@ -156,6 +156,7 @@ def test_micro_batches_hold_different_counts() -> None:
     counts = {(one.positions.counts.mlm, one.positions.counts.cosine) for one in batch.micro_batches}
     assert len(batch.micro_batches) == 8
     assert len(counts) > 2
+    assert all(one.input_ids.shape[1] % WIDTH_MULTIPLE == 0 for one in batch.micro_batches)
     assert sum(one.positions.counts.mlm for one in batch.micro_batches) == batch.counts.mlm
     assert batch.counts.mlm == -(-batch.tokens * 15 // 100)
 

@@ -275,10 +275,12 @@ def run_definition(
     return terms, total.detach(), [hidden.grad, *(parameter.grad for parameter in parameters)]
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 5 rows and passes of 2, so that these small batches have several of both, and odd remainders."""
-    monkeypatch.setattr(decoder_loss, "CPU_CHUNK_ROWS", 5)
+@pytest.fixture(params=[(5, 1), (6, 3), (32, 32)])
+def small_chunks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Small chunks and passes of 2 rows, so that small batches have several of both; filled up to a multiple or not."""
+    chunk, multiple = request.param
+    monkeypatch.setattr(decoder_loss, "CPU_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(decoder_loss, "CPU_ROWS_MULTIPLE", multiple)
     monkeypatch.setattr(decoder_loss, "CPU_BLOCK_ROWS", 2)
 
 
@@ -305,7 +307,7 @@ def test_chunked_equals_the_definition(
 
 @pytest.mark.usefixtures("small_chunks")
 def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 attended positions of 19 words, chunks of 5: two buffers of 5 rows, for the student and for the teacher."""
+    """16 attended positions of 19 words in chunks: two buffers of a chunk, for the student and for the teacher."""
     made: list[tuple[int, int]] = []
     original = decoder_loss._buffer
 
@@ -318,7 +320,7 @@ def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -
     counts = loss_positions(batch["labels"], batch["attention_mask"], ce_positions="attended").counts
     run_chunked(batch, counts, "attended", WEIGHTS)
     assert counts.soft == 16
-    assert made == [(5, 19), (5, 19)]
+    assert made == [(decoder_loss.CPU_CHUNK_ROWS, 19)] * 2
 
 
 @pytest.mark.usefixtures("small_chunks")
