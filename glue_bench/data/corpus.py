@@ -26,7 +26,7 @@ from glue_bench.store import Store, atomic_folder, sha256_file, write_atomic
 
 STEP = "prepare/corpus"
 FORMAT = 1  # raised when the cache's content would differ for the same key
-POOL_BATCHES = 50  # by_length: batches sorted by length together; sorting more would make the order less random
+POOL_BATCHES = 50  # not packed: batches sorted by length together; sorting more would make the order less random
 KEYED = ("batches", "heldout_fraction", "sequence_length")
 KEYED_WHERE_SET = ("max_hub_tokens",)  # settings that came later: without them a cache keeps its key
 LOCK_WAIT_S = 24 * 3600.0
@@ -78,7 +78,7 @@ class Corpus:
         """Sequence numbers of an epoch's batches, (batches, batch_size), by (seed, epoch) alone.
 
         What fills no batch is left out, another part each epoch. Packed sequences are drawn at random.
-        With by_length those of similar length come together: random pools of POOL_BATCHES batches are sorted by length,
+        Otherwise those of similar length come together: random pools of POOL_BATCHES batches are sorted by length,
         cut into batches, and the batches shuffled. Raises UserError where the text is too short for one batch.
         """
         batches = len(self.train) // batch_size

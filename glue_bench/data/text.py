@@ -24,8 +24,8 @@ LONGEST_PARAGRAPH = 1 << 20  # characters; a longer line is cut at a space
 LARGEST_UNCHECKED = 1 << 30
 LARGEST_RATIO = 200
 PARQUET_ROWS = 64  # rows read at once
-# A sentence ends at . ! ? (and what closes there) before a space and a capital, a digit or an opening quote, but not
-# after a title, a common abbreviation or a single letter other than I.
+# A sentence ends at . ! ? (and what closes there) before a space and an ASCII capital, a digit or an opening quote, but
+# not after a title, a common abbreviation or a single letter other than I.
 SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s+["'“‘(\[]?[A-Z0-9])""")
 NO_END = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Mt|Lt|Col|Gen|Capt|Sgt|Rev|Prof|Jr|Sr|No|vs|vol|ca|cf|etc|[A-HJ-Za-z]))\.$"
@@ -62,7 +62,7 @@ def in_sentences(paragraphs: Iterator[str]) -> Iterator[str]:
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """A paragraph cut after its sentences by punctuation, in any language that ends them with . ! or ? and a space."""
+    """A paragraph cut after its sentences by punctuation; where they begin with no ASCII capital it stays whole."""
     sentences, start = [], 0
     for end in SENTENCE_END.finditer(paragraph):
         if not NO_END.search(paragraph, max(start, end.start() - LONGEST_ABBREVIATION), end.start() + 1):

@@ -23,8 +23,9 @@ CPU_BLOCK_ROWS = 8
 CUDA_BLOCK_ROWS = 1024
 # Row length of the logits' buffers is a multiple of this: aligned rows make the product behind them a quarter faster.
 ROW_ALIGNMENT = 16
-# On a CPU the rows of a chunk are filled up to a multiple of this with empty ones: each new number of rows has kernels
-# compiled for it, and masked positions come in a different number at every step (25 to 50 ms of 330 with 90 of them).
+# On a CPU the rows of a chunk are filled up to a multiple of this with others whose gradient is set to zero: each new
+# number of rows has kernels compiled for it, and masked positions come in another number at every step (25 to 50 ms of
+# 330 with 90 of them).
 CPU_ROWS_MULTIPLE = 32
 
 _compile_failures: list[str] = []  # the first one of this process: it would only fail again
@@ -114,7 +115,7 @@ def chunked_loss(
                 right += (logits.argmax(dim=-1) == true).sum()
             *sums, gradient = loss(logits, teacher_logits, true, temperature, soft_scale, mlm_scale)
             soft, mlm = soft + sums[0], mlm + sums[1]
-            if end > stop:  # blockwise the gradient stands where the logits stood, and before the empty rows
+            if end > stop:  # blockwise the gradient stands where the logits stood, and before those of filling rows
                 gradient = buffers[0][: end - start]
                 gradient[here:] = 0
             if to_features is not None:  # rows after `stop` belong to the next chunk, which overwrites them
@@ -261,8 +262,10 @@ def _scaled(wide: Decoder, dtype: torch.dtype, temperature: float) -> Decoder:
 
 def _filled(wide: Decoder, multiple: int) -> Decoder:
     """With empty rows for every chunk to be filled up to a multiple, and `multiple` more for one that starts odd."""
+    if multiple == 1:
+        return wide
     rows = wide.features.shape[0]
-    missing = round_up(rows, multiple) - rows + multiple if multiple > 1 else 0
+    missing = round_up(rows, multiple) - rows + multiple
     return wide._replace(features=torch.nn.functional.pad(wide.features, (0, 0, 0, missing)))
 
 

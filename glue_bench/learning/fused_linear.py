@@ -79,5 +79,10 @@ def _is_gelu(activation: Any) -> bool:
 
 
 def _product() -> Any | None:
-    """oneDNN's linear layer with what follows it, which torch has for its own compiler; None where it is not built."""
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    """oneDNN's linear layer with what follows it, which torch has for its own compiler; None where it cannot do bf16.
+
+    Unlike torch's plain layers it has nothing to fall back on where the CPU lacks the instructions.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)

@@ -256,7 +256,8 @@ class _Training:
                     parameter.requires_grad_(not head_only)
 
     def _check(self, loss: float, grad_norm: float) -> None:
-        uniform = math.log(self.model.config.vocab_size) * sum(self.objective.weights)
+        soft, mlm, cosine = self.objective.weights
+        uniform = math.log(self.model.config.vocab_size) * (soft + mlm) + 2.0 * cosine  # 1 - cos is at most 2
         limit = EXPLODED * max(self.curves.first_loss or 0.0, uniform)
         if math.isfinite(loss) and math.isfinite(grad_norm) and loss <= limit:
             return
