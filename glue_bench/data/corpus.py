@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from glue_bench.data.batching import round_up
+from glue_bench.data.rounding import round_up
 from glue_bench.data.text import hub_commit
 from glue_bench.data.tokenising import rust_tokenizer, write_sequences
 from glue_bench.errors import StepError, UserError

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from glue_bench.data.batching import round_up
 from glue_bench.data.corpus import Corpus, Sequences
 from glue_bench.data.masking import mask_batch, token_weights
+from glue_bench.data.rounding import round_up
 from glue_bench.learning.distributed import Group
 from glue_bench.learning.losses import Counts, Positions, loss_positions
 

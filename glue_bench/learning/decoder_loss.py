@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glue_bench.data.batching import round_up
+from glue_bench.data.rounding import round_up
 
 # Rows whose logits are held at once: 0.25 MB each for two models and 30,522 words in fp32. Measured on a Zen 3 core at
 # width 384, 1,024 rows are no faster; with fewer than 256 the decoder's gradient, read and written per chunk, tells.
@@ -261,12 +261,10 @@ def _scaled(wide: Decoder, dtype: torch.dtype, temperature: float) -> Decoder:
 
 
 def _filled(wide: Decoder, multiple: int) -> Decoder:
-    """With empty rows for every chunk to be filled up to a multiple, and `multiple` more for one that starts odd."""
+    """With as many empty rows behind as it may take to fill a chunk up to a multiple, wherever it starts."""
     if multiple == 1:
         return wide
-    rows = wide.features.shape[0]
-    missing = round_up(rows, multiple) - rows + multiple
-    return wide._replace(features=torch.nn.functional.pad(wide.features, (0, 0, 0, missing)))
+    return wide._replace(features=torch.nn.functional.pad(wide.features, (0, 0, 0, multiple - 1)))
 
 
 def _logits(wide: Decoder, start: int, stop: int, buffer: Tensor, temperature: float) -> Tensor:
@@ -277,7 +275,7 @@ def _logits(wide: Decoder, start: int, stop: int, buffer: Tensor, temperature: f
 
 def _buffer(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised (rows, columns) tensor with aligned rows."""
-    return torch.empty(rows, -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT, dtype=dtype, device=device)[:, :columns]
+    return torch.empty(rows, round_up(columns, ROW_ALIGNMENT), dtype=dtype, device=device)[:, :columns]
 
 
 def _chunks(masked: int, rows: int, size: int) -> Iterator[tuple[int, int]]:

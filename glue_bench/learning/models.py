@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from glue_bench.data.rounding import round_up
 from glue_bench.errors import UserError
 from glue_bench.model_folder import check_tokenizer_files, check_weight_files, model_config
 from glue_bench.records import Size
@@ -222,7 +223,7 @@ def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
         header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"))
-    return 8 + -(-len(text) // 8) * 8 + offset
+    return 8 + round_up(len(text), 8) + offset
 
 
 def _load(auto: Any, folder: Path, seed: int, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:

@@ -14,7 +14,7 @@ from glue_bench.data.corpus import Corpus, corpus_of, made_from
 from glue_bench.learning.batches import Batches, Masking, MicroBatch, heldout_batches
 from glue_bench.learning.decoder_loss import compile_failure
 from glue_bench.learning.distributed import Group, join
-from glue_bench.learning.loop import HELDOUT_COLUMNS, LOG_COLUMNS, Curves
+from glue_bench.learning.loop import HELDOUT_COLUMNS, LOG_COLUMNS, Curves, Objective, train
 from glue_bench.learning.models import load_tokenizer
 from glue_bench.learning.optimiser import Schedule, total_steps
 from glue_bench.learning.progress import matrix_rate
@@ -81,8 +81,23 @@ def fingerprint(step: Step, store: Store) -> str:
     return checkpoint_key(step, {name: (store.record(name) or {}).get("fingerprint", "") for name in step.needs})
 
 
-def write_curves(folder: Path, curves: Curves) -> None:
-    """training.csv and heldout.csv."""
+def train_step(objective: Objective, setup: Setup, step: Step, store: Store) -> Curves:
+    """Train as a step's settings say, going on from its checkpoints; writes training.csv and heldout.csv."""
+    folder = store.folder(step.name)
+    curves = train(
+        objective,
+        setup.batches,
+        setup.schedule,
+        {**step.settings, **step.upkeep},
+        folder=folder,
+        fingerprint=fingerprint(step, store),
+    )
+    if setup.batches.group.records:
+        _write_curves(folder, curves)
+    return curves
+
+
+def _write_curves(folder: Path, curves: Curves) -> None:
     write_atomic(folder / "training.csv", _csv(LOG_COLUMNS, curves.log))
     write_atomic(folder / "heldout.csv", _csv(HELDOUT_COLUMNS, curves.heldout))
 

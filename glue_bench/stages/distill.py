@@ -14,13 +14,13 @@ from glue_bench.learning.dropout import attention_in_products
 from glue_bench.learning.families import encode, mlm_head
 from glue_bench.learning.fused_linear import fused_linear
 from glue_bench.learning.heldout import HeldOut
-from glue_bench.learning.loop import autocast, train
+from glue_bench.learning.loop import autocast
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights, distillation_loss
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, set_dropout
 from glue_bench.learning.progress import encoder_flops, head_flops
 from glue_bench.learning.saving import model_card, save_model
 from glue_bench.learning.students import freeze_positions, student_of
-from glue_bench.learning.training import fingerprint, set_up, start, training_result, write_curves
+from glue_bench.learning.training import set_up, start, train_step, training_result
 from glue_bench.plan import Step
 from glue_bench.store import Store
 
@@ -106,7 +106,7 @@ def _train(
     result: dict[str, Any],
 ) -> list[str]:
     """Distil in place, write the curves, add to the result; returns what text it was."""
-    settings, folder = step.settings, store.folder(step.name)
+    settings = step.settings
     if settings["freeze_positions"]:
         freeze_positions(student)
     set_dropout(student, settings["dropout"])
@@ -126,18 +126,9 @@ def _train(
         compiled=place.type == "cuda",
     )
     with attention_in_products(teacher), fused_linear(teacher, settings["precision"]):
-        curves = train(
-            objective,
-            setup.batches,
-            setup.schedule,
-            {**settings, **step.upkeep},
-            folder=folder,
-            fingerprint=fingerprint(step, store),
-        )
+        curves = train_step(objective, setup, step, store)
     result |= training_result(curves, setup, settings, ())
     result["ce_positions"] = settings["ce_positions"]
-    if group.records:
-        write_curves(folder, curves)
     return list(setup.corpus.manifest["texts"].values())
 
 

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from glue_bench.learning.batches import MicroBatch
 from glue_bench.learning.families import encode, mlm_head
 from glue_bench.learning.heldout import HeldOut
-from glue_bench.learning.loop import autocast, train
+from glue_bench.learning.loop import autocast
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights, mlm_loss
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, set_dropout
 from glue_bench.learning.progress import encoder_flops, head_flops
 from glue_bench.learning.saving import model_card, pooler_tensors, save_model
-from glue_bench.learning.training import fingerprint, set_up, start, training_result, write_curves
+from glue_bench.learning.training import set_up, start, train_step, training_result
 from glue_bench.plan import Step
 from glue_bench.store import Store
 
@@ -64,14 +64,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     setup = set_up(step, store, tokenizer, place, group, ce_positions="none", head_only_steps=head_only)
     compiled = place.type == "cuda"
     objective = MaskedLanguageModelling(model, HeldOut(setup.heldout, None), settings["precision"], compiled)
-    curves = train(
-        objective,
-        setup.batches,
-        setup.schedule,
-        {**settings, **step.upkeep},
-        folder=folder,
-        fingerprint=fingerprint(step, store),
-    )
+    curves = train_step(objective, setup, step, store)
     notes = [] if has_head else ["the MLM head is new"]
     if frozen:
         notes.append("only the MLM head was trained; the encoder is as released")
@@ -80,7 +73,6 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     result = training_result(curves, setup, settings, notes)
     result |= {"has_mlm_head": True, "head_was_new": not has_head}
     if group.records:
-        write_curves(folder, curves)
         after = result["heldout"]["after"]
         card = model_card(
             name=step.name.split("/")[1],
