@@ -83,8 +83,8 @@ def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> Figure:
     students = list(dict.fromkeys(name for rows in panels.values() for name in rows))
     if len(students) <= FEW_STUDENTS:
         return _retention_in_one(panels, students)
-    columns = min(PANEL_COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
+    lines = -(-len(panels) // PANEL_COLUMNS)
+    columns = -(-len(panels) // lines)  # 6 panels in threes: a last line of one would leave its neighbours' axes bare
     figure = _figure(1.9 * columns + 2.4, lines * (0.62 + ROW_IN * len(students)) + 0.4)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     edges = _retention_edges(panels)

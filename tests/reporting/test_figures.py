@@ -82,6 +82,13 @@ def test_retention(count: int) -> None:
     assert_legible(retention_figure({title: intervals(count) for title in TITLES}))
 
 
+@pytest.mark.parametrize(("panels", "lines"), [(5, [5]), (6, [3, 3]), (7, [4, 3]), (9, [5, 4]), (10, [5, 5])])
+def test_panels_of_retention_fill_their_lines(panels: int, lines: list[int]) -> None:
+    figure = retention_figure({title: intervals(4) for title in TITLES[:panels]})
+    places = [axes.get_subplotspec().rowspan.start for axes in figure.axes if axes.axison]
+    assert [places.count(line) for line in sorted(set(places))] == lines
+
+
 def test_the_axis_of_retention_holds_every_interval_and_is_as_narrow_as_that_allows() -> None:
     tight = {"macro": {"a": Interval(0.97, 0.95, 0.99), "b": Interval(None, reason="undefined")}}
     low, high = retention_figure(tight).axes[0].get_xlim()
