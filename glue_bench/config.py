@@ -54,9 +54,8 @@ class Corpus:
     sequence_length: int = setting(128, "tokens per sequence, special ones included", low=8, high=512)
     batches: str = setting(
         "packed",
-        "packed: no padding; by_length: a document a sequence; sentences: a sentence a sequence; "
-        "sentences_and_pairs: every other sequence is two neighbours with [SEP] between them",
-        choices=("packed", "by_length", "sentences", "sentences_and_pairs"),
+        "packed: no padding; by_length: a document a sequence; sentences: a sentence a sequence",
+        choices=("packed", "by_length", "sentences"),
     )
     seed: int = setting(0, "seed of the embedded text", low=0)
 

@@ -17,7 +17,6 @@ from glue_bench.data import embedded
 from glue_bench.errors import UserError
 
 END = ""  # stands in the stream after the last paragraph of a document
-BETWEEN = "\x1c"  # stands between the two parts of a pair: ASCII's file separator, which strip() takes from any text
 BLOCK_BYTES = 1 << 20
 LONGEST_PARAGRAPH = 1 << 20  # characters; a longer line is cut at a space
 # Compressed text may grow to this many bytes, or this many times its size where that is more: real text grows 3 to 10
@@ -59,24 +58,6 @@ def in_sentences(paragraphs: Iterator[str]) -> Iterator[str]:
     for paragraph in paragraphs:
         for sentence in split_sentences(paragraph):
             yield sentence
-            yield END
-
-
-def in_sentences_and_pairs(paragraphs: Iterator[str]) -> Iterator[str]:
-    """Like in_sentences, but every other document is two neighbours of a paragraph with BETWEEN between them.
-
-    GLUE has both single sentences and pairs.
-    """
-    pair_next = False
-    for paragraph in paragraphs:
-        sentences = iter(split_sentences(paragraph))
-        for sentence in sentences:
-            yield sentence
-            second = next(sentences, None) if pair_next else None
-            if second is not None:
-                yield BETWEEN
-                yield second
-            pair_next = second is None
             yield END
 
 

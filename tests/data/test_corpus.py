@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from transformers import BertTokenizer, RobertaTokenizer
+from transformers import BertTokenizer
 
 from glue_bench.data import text as text_module
 from glue_bench.data import tokenising
@@ -135,41 +135,6 @@ def test_sentences_are_sequences_of_their_own(tmp_path: Path, tokenizer: BertTok
     assert read[2:4] == [["w"] + ["w1"] * 13, ["w1"] * 3 + ["?"]]  # "W w9." has 3 tokens and is dropped
     assert read[4] == read[0]
     assert manifest["documents"] == 40
-
-
-def test_sentences_and_pairs_take_turns(tmp_path: Path, tokenizer: BertTokenizer) -> None:
-    """One alone, two neighbours joined as the tokenizer joins pairs; never across a paragraph's end."""
-    text = tmp_path / "a.txt"
-    paragraphs = ["W w1 w2 w3. W w4 w5. W w6 w7. W w8 w9 w3.", "W w1 w1 w1.", "W w2 w2 w2. W w3 w3 w3. W w4 w4 w4."]
-    text.write_text("\n".join(paragraphs * 4), encoding="utf-8")
-    lower = BertTokenizer(vocab={word: i for i, word in enumerate([*WORDS, "w", "."])}, do_lower_case=True)
-    settings = SETTINGS | {"batches": "sentences_and_pairs"}
-    manifest = build_corpus(tmp_path / "cache", settings, {"text-0": as_input(text)}, lower)
-    read = rows(open_corpus(tmp_path / "cache", manifest["key"]).train)
-    expected = [
-        ("W w1 w2 w3.",),
-        ("W w4 w5.", "W w6 w7."),
-        ("W w8 w9 w3.",),
-        ("W w1 w1 w1.",),  # a pair's turn, but alone in its paragraph, so the next is a pair
-        ("W w2 w2 w2.", "W w3 w3 w3."),
-        ("W w4 w4 w4.",),
-        ("W w1 w2 w3.", "W w4 w5."),
-    ]
-    assert read[: len(expected)] == [lower(*parts)["input_ids"] for parts in expected]
-    assert manifest["documents"] == 24
-
-
-def test_pairs_are_joined_as_the_tokenizer_does(tmp_path: Path) -> None:
-    """RoBERTa puts two separators between the parts of a pair."""
-    vocab = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcdefgh.", "Ġ", "W"])}
-    roberta = RobertaTokenizer(vocab=vocab, merges=[])
-    text = tmp_path / "a.txt"
-    text.write_text("W a b cc. W dd. W ee.\n" * 9, encoding="utf-8")
-    settings = SETTINGS | {"batches": "sentences_and_pairs"}
-    manifest = build_corpus(tmp_path / "cache", settings, {"text-0": as_input(text)}, roberta)
-    read = rows(open_corpus(tmp_path / "cache", manifest["key"]).train)
-    assert read[:2] == [roberta("W a b cc.")["input_ids"], roberta("W dd.", "W ee.")["input_ids"]]
-    assert read[1].count(roberta.sep_token_id) == 3
 
 
 def test_where_sentences_end() -> None:
@@ -303,7 +268,6 @@ def test_key_is_made_of_what_matters(tmp_path: Path, tokenizer: BertTokenizer) -
         {"sequence_length": 12},
         {"batches": "by_length"},
         {"batches": "sentences"},
-        {"batches": "sentences_and_pairs"},
         {"heldout_fraction": 0.1},
     ):
         assert cache_key(SETTINGS | change, {"text-0": one}, tokenizer) != key
@@ -319,7 +283,7 @@ def test_key_is_made_of_what_matters(tmp_path: Path, tokenizer: BertTokenizer) -
 def test_several_blocks_and_chunks(tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, in which documents go on from one to the next, change nothing."""
     one = write_text(tmp_path / "a.txt", [document(40 + i, i) for i in range(30)])
-    for kind in ("packed", "by_length", "sentences", "sentences_and_pairs"):
+    for kind in ("packed", "by_length", "sentences"):
         settings = SETTINGS | {"batches": kind}
         whole = build_corpus(tmp_path / "one", settings, {"text-0": one}, tokenizer)
         monkeypatch.setattr(tokenising, "BLOCK_CHARACTERS", 50)
