@@ -17,7 +17,8 @@ def grid(config: object) -> list[Step]:
 
 
 def test_a_task_costs_its_rows_epochs_and_length_and_half_of_it_for_a_student() -> None:
-    config = load_config("minilm", [*GLUE, "data.max_train_rows=1000", "data.max_dev_rows=100"])
+    epochs = ["finetune.tasks.rte.epochs=8", "finetune.tasks.mnli.epochs=3"]
+    config = load_config("minilm", [*GLUE, "data.max_train_rows=1000", "data.max_dev_rows=100", *epochs])
     cost = {step.name: fine_tuning_tokens(step, config) for step in grid(config)}
     assert cost["finetune/minilm-6/rte/seed-0"] == (73 + 5) * (3 * 1000 * 8 + 100)
     assert cost["finetune/distil-3/rte/seed-1"] == cost["finetune/minilm-6/rte/seed-0"] / 2
