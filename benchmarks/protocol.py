@@ -6,8 +6,9 @@
 A teacher of BERT-base's shape and a student of half its layers (DistilBERT's), both with random weights, on
 generated text: every task has GLUE's number of rows, of training and of its dev sets, of the length in tokens and with
 the spread of lengths that the real one has, and words as unevenly frequent as real ones. What is learned is nothing; no
-time depends on that. It is the command line's own `prepare` and `finetune`, in processes of their own, on an empty
-folder, so that start, tokenisation, predictions and records are in the seconds. 3 epochs, batches of 32, one seed.
+time depends on that. It is the command line's own `prepare`, `distill` (which only copies layers) and `finetune`, in
+processes of their own, on an empty folder, so that start, tokenisation, predictions and records are in the seconds. 3
+epochs, batches of 32, one seed.
 
 Prints a table of the fine-tunings and, as its last line, one JSON object; `protocol_s` is for all seeds of the paper
 (5) and both models: what one seed took, without preparing, times 5. With --share every task has that share of its rows;
@@ -17,19 +18,20 @@ was (predicting the dev sets is under one hundredth of the work).
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))  # executors.py, wherever this one is loaded from
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from executors import command
 from tabulate import tabulate
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -37,13 +39,19 @@ from glue_bench.machine import cpu_name, gpu_names
 from glue_bench.store import read_record
 from glue_bench.tasks import GLUE_NINE, TASKS, Task
 
-ROOT = Path(__file__).parents[1]
 VOCABULARY, SPECIAL = 30_522, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ZIPF = 1.1  # the word of rank r comes with probability proportional to r ** -ZIPF
 SEEDS = 5  # of the paper's protocol
 LONGEST = 128
 # Deviation of the length in tokens over its mean, of GLUE's training sets in BERT's word pieces, cut at 128.
-SPREAD = {"cola": 0.36, "sst2": 0.72, "mrpc": 0.24, "stsb": 0.51, "qqp": 0.41, "mnli": 0.46, "qnli": 0.35} | {
+SPREAD = {
+    "cola": 0.36,
+    "sst2": 0.72,
+    "mrpc": 0.24,
+    "stsb": 0.51,
+    "qqp": 0.41,
+    "mnli": 0.46,
+    "qnli": 0.35,
     "rte": 0.49,
     "wnli": 0.43,
 }
@@ -108,42 +116,24 @@ def write_model(folder: Path, layers: int, hidden: int) -> None:
     BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
 
 
-def command(verb: str, config: Path) -> float:
-    """Run a verb of the command line; returns its seconds. Ends this script where it fails."""
-    call = [sys.executable, "-m", "glue_bench", verb, "--config", str(config), "--results", str(config.parent)]
-    started = time.perf_counter()
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(call)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return time.perf_counter() - started
-
-
 def fine_tunings(run: Path) -> list[dict[str, Any]]:
     """What each trained job of a run did, in the order of the tasks; seconds are the step's, training's within."""
     rows = []
-    for name in GLUE_NINE:
-        for model in ("teacher", "student"):
-            record = read_record(run / "finetune" / model / name / "seed-0")
-            if record is not None:
-                training = record["result"]["training"]
-                rows.append(
-                    {
-                        "task": name,
-                        "model": model,
-                        "examples": training["examples"],
-                        "tokens": training["tokens"],
-                        "train_s": training["seconds"],
-                        "step_s": record["seconds"],
-                        "examples_per_s": round(training["examples"] / training["seconds"], 1),
-                        "tokens_per_s": round(training["tokens"] / training["seconds"], 1),
-                    }
-                )
+    for name, model in product(GLUE_NINE, ("teacher", "student")):
+        record = read_record(run / "finetune" / model / name / "seed-0")
+        if record is None:
+            continue
+        training = record["result"]["training"]
+        row = {"task": name, "model": model, "examples": training["examples"], "tokens": training["tokens"]}
+        row |= {"train_s": training["seconds"], "step_s": record["seconds"]}
+        row |= {f"{what}_per_s": round(row[what] / training["seconds"], 1) for what in ("examples", "tokens")}
+        rows.append(row)
     return rows
 
 
-def full_seconds(seconds: float, training: float, share: float, jobs: int) -> float:
+def full_seconds(seconds: float, training: float, share: float, at_once: int) -> float:
     """Seconds with all rows, of what took `seconds` with a share of them; all jobs together trained for `training`."""
-    return seconds + training * (1 / share - 1) / jobs
+    return seconds + training * (1 / share - 1) / at_once
 
 
 def main() -> None:
@@ -164,16 +154,19 @@ def main() -> None:
         values = {name: getattr(options, name) for name in ("tasks", "epochs", "device", "jobs")}
         places = {"glue": glue, "weights": weights, "layers": options.layers // 2}
         config.write_text(CONFIG.format(**values, **places), encoding="utf-8")
-        prepare_s = command("prepare", config) + command("distill", config)
-        seed_s = command("finetune", config)
-        rows = fine_tunings(config.parent / config.stem)
-    full_seed_s = full_seconds(seed_s, sum(row["train_s"] for row in rows), options.share, options.jobs)
-    on = ", ".join(gpu_names()) if options.device != "cpu" and gpu_names() else cpu_name()
-    print(f"{on}; {options.jobs} at once; {len(rows)} fine-tunings of one seed: {seed_s:.0f} s by the clock")
+        results = Path(folder)
+        prepare_s = command("prepare", results, config) + command("distill", results, config)
+        seed_s = command("finetune", results, config)
+        rows = fine_tunings(results / config.stem)
+    gpus = [] if options.device == "cpu" else gpu_names()
+    at_once = options.jobs * max(1, len(gpus))
+    full_seed_s = full_seconds(seed_s, sum(row["train_s"] for row in rows), options.share, at_once)
+    on = ", ".join(gpus) or cpu_name()
+    print(f"{on}; {at_once} at once; {len(rows)} fine-tunings of one seed: {seed_s:.0f} s by the clock")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=",.1f", intfmt=","))
     found = {
         "machine": on,
-        "jobs": options.jobs,
+        "at_once": at_once,
         "share": options.share,
         "epochs": options.epochs,
         "prepare_s": round(prepare_s, 1),
