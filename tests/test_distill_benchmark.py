@@ -1,11 +1,10 @@
 """benchmarks/distill.py: the peer that every ratio stands on computes the triple loss, on a batch that is not split."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from transformers import BertConfig, BertForMaskedLM
 
 from glue_bench.learning.batches import MicroBatch
@@ -15,11 +14,8 @@ SETTINGS = {"temperature": 2.0, "weight_ce": 5.0, "weight_mlm": 2.0, "weight_cos
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_original_computes_the_triple_loss(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("distill_benchmark", REPOSITORY / "benchmarks/distill.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, benchmark)  # its dataclasses look themselves up there
-    spec.loader.exec_module(benchmark)
+def test_the_original_computes_the_triple_loss(padded: bool, load_benchmark: Callable[[str], ModuleType]) -> None:
+    benchmark = load_benchmark("distill")
     torch.manual_seed(0)
     shape = {"vocab_size": 30, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
     teacher, student = (BertForMaskedLM(BertConfig(num_hidden_layers=layers, **shape)).eval() for layers in (2, 1))

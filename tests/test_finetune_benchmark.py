@@ -1,23 +1,17 @@
 """benchmarks/finetune.py: what it says of two sets of scores, and the majority score that they are held against."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pyarrow as pa
 import pytest
-from conftest import REPOSITORY
 
 from glue_bench.tasks import TASKS
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetune_benchmark", REPOSITORY / "benchmarks/finetune.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("finetune")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """benchmarks/protocol.py with few rows: GLUE's sizes and lengths are generated as said, and times are reckoned."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,16 +14,10 @@ from conftest import REPOSITORY
 
 from glue_bench.tasks import GLUE_NINE, TASKS
 
-SCRIPT = REPOSITORY / "benchmarks/protocol.py"
-
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("protocol_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("protocol")
 
 
 def test_generated_glue_has_the_rows_and_lengths_of_the_real_one(benchmark: ModuleType, tmp_path: Path) -> None:
@@ -56,7 +50,7 @@ def test_training_alone_grows_with_the_rows(benchmark: ModuleType) -> None:
 @pytest.mark.slow
 def test_one_seed_is_run_by_the_command_line() -> None:
     shape = ["--layers", "2", "--hidden", "64", "--epochs", "1", "--share", "0.005", "--device", "cpu"]
-    call = [sys.executable, str(SCRIPT), *shape, "--tasks", "stsb", "wnli"]
+    call = [sys.executable, str(REPOSITORY / "benchmarks/protocol.py"), *shape, "--tasks", "stsb", "wnli"]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     rows = {(row["task"], row["model"]): row for row in found["fine_tunings"]}

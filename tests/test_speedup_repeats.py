@@ -1,14 +1,11 @@
 """benchmarks/speedup_repeats.py: a row that was skipped in a repeat, or in all, does not lose the measurement."""
 
-import importlib.util
+from collections.abc import Callable
+from types import ModuleType
 
-from conftest import REPOSITORY
 
-
-def test_a_row_that_is_missing_from_a_repeat_is_shown_as_skipped() -> None:
-    spec = importlib.util.spec_from_file_location("speedup_repeats", REPOSITORY / "benchmarks/speedup_repeats.py")
-    repeats = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(repeats)
+def test_a_row_that_is_missing_from_a_repeat_is_shown_as_skipped(load_benchmark: Callable[[str], ModuleType]) -> None:
+    repeats = load_benchmark("speedup_repeats")
     one, other = (("student", backend, "fp32", "stsb-pass", "1") for backend in ("eager", "onnx"))
     table, figures = repeats.table_of({"interleaved": [{one: 2.0}, {one: 2.2, other: 3.0}], "apart": [{}, {}]})
     assert [row[5:] for row in table] == [
