@@ -41,10 +41,11 @@ def test_generated_glue_has_the_rows_and_lengths_of_the_real_one(benchmark: Modu
             assert set(labels) == set(range(task.num_outputs))
 
 
-def test_training_alone_grows_with_the_rows(benchmark: ModuleType) -> None:
-    assert benchmark.full_seconds(100.0, 60.0, 1.0, 1) == 100.0
-    assert benchmark.full_seconds(100.0, 60.0, 0.5, 1) == 160.0
-    assert benchmark.full_seconds(100.0, 120.0, 0.1, 4) == 100.0 + 9 * 30.0
+def test_all_but_the_least_overhead_grows_with_the_rows(benchmark: ModuleType) -> None:
+    assert benchmark.full_seconds(100.0, [(70.0, 60.0)], 1.0, 1) == 100.0
+    assert benchmark.full_seconds(100.0, [(70.0, 60.0)], 0.5, 1) == 160.0
+    # 2 s beside training in the first job, 5 s in the second: 2 are fixed, so 20 and 33 s grow ninefold, in four jobs
+    assert benchmark.full_seconds(100.0, [(22.0, 20.0), (35.0, 30.0)], 0.1, 4) == pytest.approx(100.0 + 9 * 53.0 / 4)
 
 
 @pytest.mark.slow

@@ -136,20 +136,26 @@ def _placed(batches: list[np.ndarray], encoded: Encoded) -> list[Batch]:
     ]
 
 
+def width_and_padding(encoded: Encoded, batch: Batch, multiple: int) -> tuple[int, bool]:
+    """The width that `gather` gives a batch, and whether any of its examples is shorter."""
+    lengths = encoded.lengths[batch.index]
+    width = min(round_up(int(lengths.max()), multiple), encoded.max_length)
+    return width, int(lengths.min()) < width
+
+
 def gather(encoded: Encoded, batch: Batch, multiple: int) -> dict[str, Tensor]:
     """input_ids, token_type_ids (where there are segments) and attention_mask of a batch, (examples, width) each.
 
     The width is the longest example's, rounded up to a multiple but never over max_length. attention_mask is boolean,
     and left out where every example fills the width.
     """
-    lengths = encoded.lengths[batch.index]
-    width = min(round_up(int(lengths.max()), multiple), encoded.max_length)
+    width, padded = width_and_padding(encoded, batch, multiple)
     starts = encoded.starts[batch.rows, None]
     positions = starts + torch.arange(width, device=starts.device)
     inputs = {"input_ids": encoded.ids[positions].long()}
     if encoded.types is not None:
         inputs["token_type_ids"] = encoded.types[positions].long()
-    if int(lengths.min()) < width:
+    if padded:
         mask = positions < encoded.starts[batch.rows + 1, None]
         inputs["input_ids"] = torch.where(mask, inputs["input_ids"], encoded.pad_id)
         if encoded.types is not None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from glue_bench.data.batching import WIDTH_MULTIPLE, Batch, Encoded, gather, prediction_batches, training_batches
+from glue_bench.data.batching import (
+    WIDTH_MULTIPLE,
+    Batch,
+    Encoded,
+    gather,
+    prediction_batches,
+    training_batches,
+    width_and_padding,
+)
 from glue_bench.errors import StepError
 from glue_bench.learning.dropout import ATTENTION, MaskStream, attention_in_products, cheap_dropout
 from glue_bench.learning.first_position import first_position_only
 from glue_bench.learning.fused_linear import fused_linear
+from glue_bench.learning.graphs import StepGraphs
 from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.models import forward_inputs
 from glue_bench.learning.narrowing import narrowed_vocabulary
@@ -115,21 +125,17 @@ def train(
         full_precision_head(model),
         tqdm(total=steps, unit="step", leave=False, disable=not is_terminal(), desc=name) as bar,
     ):
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(_groups(trained, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
-        schedule = get_linear_schedule_with_warmup(optimiser, math.ceil(recipe.warmup * steps), steps)
-        batches = _Batches(model, known, _targets(labels, device), soft, recipe, stream)
+        updates = _Updates(model, known, _targets(labels, device), soft, recipe, stream)
+        schedule = get_linear_schedule_with_warmup(updates.optimiser, math.ceil(recipe.warmup * steps), steps)
         step = 0
         for epoch in range(recipe.epochs):
             for batch in training_batches(known, recipe.batch_size, seed=recipe.seed, epoch=epoch):
-                losses[step] = batches.add_gradients(batch, step, name)
-                torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
-                optimiser.step()
-                optimiser.zero_grad()
+                losses[step] = updates.update(batch, step, name)
                 schedule.step()
                 step += 1
                 bar.update()
             _refuse_nan(losses[:step], steps, name)
+        updates.optimiser.zero_grad()
     model.eval()
     return Training(
         steps=steps,
@@ -139,8 +145,8 @@ def train(
         first_loss=float(losses[0]),
         last_loss=float(losses[-1]),
         truncated=encoded.truncated,
-        micro_batch_size=batches.micro_batch_size,
-        notes=tuple(batches.notes),
+        micro_batch_size=updates.micro_batch_size,
+        notes=tuple(updates.notes),
     )
 
 
@@ -236,20 +242,24 @@ class Forward:
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Tensor:
         """Logits (examples, outputs)."""
-        gathered = gather(encoded, batch, self._multiple(int(encoded.lengths[batch.index].max())))
+        gathered = gather(encoded, batch, self._multiple(encoded, batch))
         inputs = {name: one for name, one in gathered.items() if name in self.taken}
         if (mask := inputs.get("attention_mask")) is not None:
             inputs["attention_mask"] = mask[:, None, None, :] if self.ready_mask else mask.long()
         return self.model(**inputs).logits
 
-    def _multiple(self, longest: int) -> int:
+    def shape(self, encoded: Encoded, batch: Batch) -> tuple[int, bool]:
+        """The width of a batch, and whether it has padding: all that the kernels of a forward pass depend on."""
+        return width_and_padding(encoded, batch, self._multiple(encoded, batch))
+
+    def _multiple(self, encoded: Encoded, batch: Batch) -> int:
         """What a batch's width is rounded up to a multiple of."""
         low = self.kind == "cuda" or torch.is_autocast_enabled(self.kind)
-        return WIDTH_MULTIPLE if low and longest > EXACT_WIDTHS[self.kind] else 1
+        return WIDTH_MULTIPLE if low and encoded.lengths[batch.index].max() > EXACT_WIDTHS[self.kind] else 1
 
 
-class _Batches:
-    """Adds the gradients of whole batches, in as many micro-batches as the memory asks for."""
+class _Updates:
+    """Optimiser steps on whole batches, in as many micro-batches as the memory asks for."""
 
     def __init__(
         self,
@@ -262,14 +272,20 @@ class _Batches:
     ) -> None:
         self.model, self.encoded, self.targets, self.soft, self.recipe = model, encoded, targets, soft, recipe
         self.forward, self.stream = Forward(model), stream
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimiser = _adamw(self.trained, recipe, targets.device)
+        self.graphs = StepGraphs(targets.device)
         self.micro_batch_size = recipe.batch_size
         self.notes: list[str] = []
 
-    def add_gradients(self, batch: Batch, step: int, name: str) -> Tensor:
-        """Add the gradient of the mean loss of a batch; returns that loss, detached. Raises StepError."""
+    def update(self, batch: Batch, step: int, name: str) -> Tensor:
+        """Take a step on the mean loss of a batch; returns that loss, detached, which the next call may overwrite.
+
+        Raises StepError where one example is too much for the memory.
+        """
         while True:
             try:
-                return self._add(batch, step)
+                return self._update(batch, step)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -279,18 +295,43 @@ class _Batches:
                 )
             self._halve(step)
 
-    def _add(self, batch: Batch, step: int) -> Tensor:
+    def _update(self, batch: Batch, step: int) -> Tensor:
+        if len(batch.index) <= self.micro_batch_size:
+            self._restart(step, 0)
+            shape = (len(batch.index), *self.forward.shape(self.encoded, batch))
+            return self.graphs.run(shape, partial(self._whole, batch.index), batch.rows)
+        self.optimiser.zero_grad()
         total = torch.zeros((), device=self.targets.device)
         for number, piece in enumerate(batch.pieces(self.micro_batch_size)):
-            key = dropout_seed(self.recipe.seed, step, number)
-            torch.manual_seed(key)
-            self.stream.restart(key)
-            with autocast(self.targets.device, self.recipe.precision):
-                logits = self.forward(self.encoded, piece)
-            loss = self._loss(logits, piece) / len(batch.index)
-            loss.backward()
-            total += loss.detach()
+            self._restart(step, number)
+            total += self._add_gradients(piece, len(batch.index))
+        self._step()
         return total
+
+    def _whole(self, index: np.ndarray, rows: Tensor) -> Tensor:
+        """A step on a batch in one piece; a graph of it is for other rows of the same shape."""
+        self.optimiser.zero_grad()
+        loss = self._add_gradients(Batch(index, rows), len(index))
+        self._step()
+        return loss
+
+    def _restart(self, step: int, micro_batch: int) -> None:
+        """Make dropout a function of the seed and the position."""
+        key = dropout_seed(self.recipe.seed, step, micro_batch)
+        torch.manual_seed(key)
+        self.stream.restart(key)
+
+    def _add_gradients(self, piece: Batch, examples: int) -> Tensor:
+        """Add the gradient of a micro-batch's share of the mean over so many examples; returns that share, detached."""
+        with autocast(self.targets.device, self.recipe.precision):
+            logits = self.forward(self.encoded, piece)
+        loss = self._loss(logits, piece) / examples
+        loss.backward()
+        return loss.detach()
+
+    def _step(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.max_grad_norm)
+        self.optimiser.step()
 
     def _loss(self, logits: Tensor, piece: Batch) -> Tensor:
         labels = self.targets[piece.rows]
@@ -325,6 +366,13 @@ def _targets(labels: np.ndarray, device: torch.device) -> Tensor:
     """Labels on the device: int64 classes, or fp32 numbers."""
     values = torch.tensor(labels)  # a copy: arrays read from Parquet are read-only
     return (values.float() if values.is_floating_point() else values.long()).to(device)
+
+
+def _adamw(trained: list[torch.nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+    """AdamW; on a GPU the learning rate lies there, where a recorded step reads it."""
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(recipe.learning_rate, device=device) if on_gpu else recipe.learning_rate
+    return torch.optim.AdamW(_groups(trained, recipe.weight_decay), lr=rate, fused=True, capturable=on_gpu)
 
 
 def _groups(trained: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

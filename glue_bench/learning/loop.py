@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from glue_bench.learning.batches import Batch, Batches, MicroBatch
 from glue_bench.learning.checkpoints import load_checkpoint, save_checkpoint
 from glue_bench.learning.distributed import Group, first_value, require_same, sum_gradients, sum_tensor
 from glue_bench.learning.dropout import MaskStream, cheap_dropout
+from glue_bench.learning.graphs import StepGraphs
 from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights
 from glue_bench.learning.optimiser import Schedule, adamw
@@ -120,6 +121,7 @@ class _Training:
         self.model = objective.model
         self.parameters = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         self.optimiser = adamw(self.model, settings)
+        self.graphs = StepGraphs(batches.device)
         self.dropout = MaskStream(0)
         self.step = 0
         self.curves = Curves()
@@ -218,17 +220,16 @@ class _Training:
         """One optimiser step; returns loss, its three terms and the gradient norm."""
         self._set_rates()
         self.model.train()
-        sums = torch.zeros(3, device=self.batches.device)
-        place, seed = self.batches.device, self.settings["seed"]
-        with autocast(place, self.settings["precision"]):  # around all of them: weights are cast once a step
-            for micro_batch in batch.micro_batches:
-                self.dropout.restart(seed, self.step, micro_batch.number)
-                torch.manual_seed(dropout_seed(seed, self.step, micro_batch.number))
-                share, terms = self.objective.share(micro_batch, batch.counts)
-                with torch.autocast(place.type, enabled=False):
-                    share.backward()
-                sums += torch.stack([terms.soft, terms.mlm, terms.cosine]).float()
         trained = list(self.parameters.values())
+        first, *others = batch.micro_batches or [None]
+        if first is not None and not others and first.attention_mask is None:
+            sums = self._replayed(first, batch.counts)
+        else:
+            sums = torch.zeros(3, device=self.batches.device)
+            with autocast(self.batches.device, self.settings["precision"]):  # around all: weights are cast once a step
+                for micro_batch in batch.micro_batches:
+                    self._restart_dropout(micro_batch.number)
+                    sums += self._add_gradients(micro_batch, batch.counts)
         sum_gradients(trained, self.group)
         sum_tensor(sums, self.group)
         norm = torch.nn.utils.clip_grad_norm_(trained, self.settings["max_grad_norm"])
@@ -245,6 +246,43 @@ class _Training:
         if self.curves.first_loss is None:
             self.curves.first_loss = loss
         return [loss, float(means.soft), float(means.mlm), float(means.cosine), grad_norm]
+
+    def _add_gradients(self, micro_batch: MicroBatch, counts: Counts) -> torch.Tensor:
+        """Add the gradient of a micro-batch's share of the loss; returns the sums of the three terms (3,), detached."""
+        place = self.batches.device
+        with autocast(place, self.settings["precision"]):
+            share, terms = self.objective.share(micro_batch, counts)
+            with torch.autocast(place.type, enabled=False):
+                share.backward()
+        return torch.stack([terms.soft, terms.mlm, terms.cosine]).float()
+
+    def _replayed(self, only: MicroBatch, counts: Counts) -> torch.Tensor:
+        """`_add_gradients` of a batch that is one micro-batch without padding: packed text gives the same shape always.
+
+        Recorded are forward and backward pass; gradients are summed over processes, clipped and used outside.
+        """
+        self._restart_dropout(only.number)
+        trained = list(self.parameters.values())
+
+        def add(input_ids: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
+            self.optimiser.zero_grad(set_to_none=True)  # a recording that failed leaves gradients without values
+            positions = replace(only.positions, rows=rows, targets=targets)
+            sums = self._add_gradients(replace(only, input_ids=input_ids, positions=positions), counts)
+            return sums, [parameter.grad for parameter in trained]
+
+        head_only = self.step < self.schedule.head_only
+        shape = (only.input_ids.shape, only.positions.counts, counts, head_only)
+        places = only.positions
+        sums, gradients = self.graphs.run(shape, add, only.input_ids, places.rows, places.targets)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        return sums
+
+    def _restart_dropout(self, micro_batch: int) -> None:
+        """Make dropout a function of the seed and the position."""
+        seed = self.settings["seed"]
+        self.dropout.restart(seed, self.step, micro_batch)
+        torch.manual_seed(dropout_seed(seed, self.step, micro_batch))
 
     def _set_rates(self) -> None:
         head_only = self.step < self.schedule.head_only

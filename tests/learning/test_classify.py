@@ -28,6 +28,7 @@ from glue_bench.learning.classify import (
 )
 from glue_bench.learning.dropout import MaskStream, StreamDropout, cheap_dropout
 from glue_bench.learning.first_position import LAST_LAYERS, first_position_only
+from glue_bench.learning.graphs import StepGraphs
 from glue_bench.learning.models import set_dropout
 from glue_bench.learning.narrowing import narrowed_vocabulary
 
@@ -602,3 +603,49 @@ def test_the_vocabulary_stays_whole_where_that_would_not_be_exact_or_not_pay() -
     shared.other.weight = shared.get_input_embeddings().weight
     with narrowed_vocabulary(shared, few, wanted=True) as known:
         assert known is few
+
+
+# -- recorded steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_replayed_steps_are_those_of_one_kernel_after_the_other(
+    precision: str, decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, a last batch that is smaller, widths of 8 to 24, with and without decay: the same numbers."""
+    recipe = changed(RECIPE, epochs=6, precision=precision, weight_decay=decay)
+    made: list[StepGraphs] = []
+    monkeypatch.setattr(classify, "StepGraphs", lambda device: made.append(StepGraphs(device)) or made[-1])
+    replayed, again, plain = (classifier(dropout=0.1).cuda() for _ in range(3))
+    first = train(replayed, examples(60), labels(60), recipe, None, "test")
+    train(again, examples(60), labels(60), recipe, None, "test")
+    assert len(made[0]._recorded) >= 2
+    monkeypatch.setattr(classify, "StepGraphs", lambda device: StepGraphs(torch.device("cpu")))
+    second = train(plain, examples(60), labels(60), recipe, None, "test")
+    assert differences(replayed, again) == 0.0
+    assert differences(replayed, plain) < 1e-5
+    assert first.last_loss == pytest.approx(second.last_loss, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_long_batches_can_be_recorded(family: str, soft: bool) -> None:
+    """More than 3,072 tokens, from where torch sorts the words for the word vectors' gradient; teachers' logits too."""
+    model = classifier(family, max_position_embeddings=160, pad_token_id=1).cuda()
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(2, WORDS, 64 * 128 + 128).astype(np.int32))
+    starts = torch.arange(65) * 128
+    encoded = Encoded(ids, None, starts, np.full(64, 128), 1, 128, 0)
+    recipe = changed(RECIPE, batch_size=32, epochs=4, precision="bf16")
+    teacher = SoftTargets(torch.randn(64, 2).cuda(), 0.5, 2.0) if soft else None
+    made: list[StepGraphs] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(classify, "StepGraphs", lambda device: made.append(StepGraphs(device)) or made[-1])
+        done = train(model, encoded, labels(64), recipe, teacher, "test")
+    assert len(made[0]._recorded) == 1 and made[0].record is not None
+    assert np.isfinite(done.last_loss)

@@ -22,6 +22,7 @@ from glue_bench.errors import StepError
 from glue_bench.learning import checkpoints, loop
 from glue_bench.learning.batches import WIDTH_MULTIPLE, Batches, Masking, heldout_batches
 from glue_bench.learning.distributed import Group, join
+from glue_bench.learning.graphs import StepGraphs
 from glue_bench.learning.heldout import HeldOut
 from glue_bench.learning.losses import LossWeights
 from glue_bench.learning.models import new_bert, set_dropout
@@ -88,16 +89,29 @@ def make_teacher(seed: int = 1) -> Any:
 
 
 def make_training(
-    kind: str, settings: dict[str, Any], steps: int, group: Group, dropout: float, checkpoints: Path
+    kind: str,
+    settings: dict[str, Any],
+    steps: int,
+    group: Group,
+    dropout: float,
+    checkpoints: Path,
+    device: torch.device = CPU,
 ) -> loop._Training:
     """A distillation of the small teacher on the random corpus."""
     corpus = make_corpus(kind)
     special = SimpleNamespace(all_special_ids=[0, 1, 2, 3, 4], mask_token_id=4, pad_token_id=0)
     masking = Masking.of(corpus, special, 0.15, 0.7)
     batches = Batches(
-        corpus, masking, settings["seed"], settings["batch_size"], settings["micro_batch_size"], "attended", group, CPU
+        corpus,
+        masking,
+        settings["seed"],
+        settings["batch_size"],
+        settings["micro_batch_size"],
+        "attended",
+        group,
+        device,
     )
-    teacher = make_teacher().requires_grad_(False)
+    teacher = make_teacher().requires_grad_(False).to(device)
     student = build_student(
         make_teacher(2),
         (0,),
@@ -107,8 +121,8 @@ def make_training(
         random_init=False,
         seed=0,
     )
-    set_dropout(student, dropout)
-    held_out = HeldOut(heldout_batches(corpus.heldout, masking, 400, CPU), teacher)
+    set_dropout(student.to(device), dropout)
+    held_out = HeldOut(heldout_batches(corpus.heldout, masking, 400, device), teacher)
     objective = Distillation(student, teacher, held_out, LossWeights(5.0, 2.0, 1.0), 2.0, "fp32", False)
     schedule = Schedule(steps, 1, settings["learning_rate"])
     return loop._Training(objective, batches, schedule, settings, checkpoints, "one")
@@ -537,3 +551,26 @@ def test_batches_are_a_function_of_the_step() -> None:
     assert orders[0].shape == (3, 32)
     assert len(set(orders[0].ravel())) == 96
     assert not np.array_equal(*orders)
+
+
+def trained_weights(tmp_path: Path, device: torch.device, seen: list[int]) -> torch.Tensor:
+    """All weights after 12 steps with dropout on packed text; `seen` gets how many graphs were recorded."""
+    training = make_training("packed", SETTINGS, 12, Group(0, 1), 0.1, tmp_path, device)
+    training.run()
+    seen.append(len(training.graphs._recorded))
+    return torch.cat([one.detach().reshape(-1).cpu() for one in training.parameters.values()])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replayed_steps_are_those_of_one_kernel_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, seen = torch.device("cuda", 0), []
+    replayed = trained_weights(tmp_path / "replayed", device, seen)
+    again = trained_weights(tmp_path / "again", device, seen)
+    monkeypatch.setattr(loop, "StepGraphs", lambda _: StepGraphs(CPU))
+    plain = trained_weights(tmp_path / "plain", device, seen)
+    assert seen == [1, 1, 0]
+    assert torch.equal(replayed, again)
+    assert torch.allclose(replayed, plain, rtol=1e-5, atol=1e-6)
