@@ -146,7 +146,7 @@ def train(
         last_loss=float(losses[-1]),
         truncated=encoded.truncated,
         micro_batch_size=updates.micro_batch_size,
-        notes=tuple(updates.notes),
+        notes=(*updates.notes, *updates.graphs.notes),
     )
 
 

@@ -217,6 +217,8 @@ def _fused_where_it_compiles(logits: Tensor, *others: Any) -> tuple[Tensor, Tens
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no C compiler, no Triton, a GPU they do not know: each raises another kind
+            if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise  # it compiled before: what failed is to record it
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             _compile_failures.append(f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}")
     return _blockwise_loss(logits, *others)

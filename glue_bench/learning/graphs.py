@@ -48,6 +48,7 @@ class StepGraphs:
     _seen: set[Hashable] = field(default_factory=set)
     _recorded: dict[Hashable, Recorded] = field(default_factory=dict)
     _pool: Any = None
+    failure: str = ""  # why steps could not be recorded, in one line
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and self.record is None:
@@ -61,14 +62,23 @@ class StepGraphs:
                 return step(*inputs)
             try:
                 recorded = self.record(step, inputs, self._pool)
-            except RuntimeError:  # something in it waits for the device, or the memory is too small to hold it twice
+            except (
+                RuntimeError
+            ) as error:  # something in it waits for the device, or there is no memory to hold it twice
                 self.record = None
+                self.failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
                 return step(*inputs)
             self._recorded[shape] = recorded
         for place, values in zip(recorded.inputs, inputs, strict=True):
             place.copy_(values)
         recorded.replay()
         return recorded.outputs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a record should say of this: nothing, or that the steps ran more slowly than they could."""
+        slow = "steps could not be recorded as CUDA graphs and ran kernel by kernel, more slowly"
+        return (f"{slow} ({self.failure})",) if self.failure else ()
 
     def _worth_it(self, shape: Hashable) -> bool:
         """Whether a shape has been seen before: its first step sets up what is set up at the first use."""

@@ -5,6 +5,7 @@ and masks are functions of the seed and the position, dropout is seeded by (seed
 moments and the step are all that a checkpoint needs.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,7 @@ class Curves:
     last_loss: float | None = None
     log: list[list[float]] = field(default_factory=list)
     heldout: list[list[float | None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def train(
@@ -90,6 +92,7 @@ def train(
         except KeyboardInterrupt:
             training.save_if_quick()
             raise
+    training.curves.notes += [note for note in training.graphs.notes if note not in training.curves.notes]
     return training.curves
 
 
@@ -205,11 +208,15 @@ class _Training:
         return self.group.size * matrix_rate(self.batches.device, self.settings["precision"])
 
     def _batches(self, end: int) -> Iterator[Batch]:
-        """The batches that are left; for a GPU the next one is made while this one is computed."""
+        """The batches that are left; for a GPU the next one is made while this one is computed.
+
+        Not while the second one is, with which the step is recorded: a copy to the device beside it may spoil that.
+        """
         batches = self.batches.from_step(self.step, end)
         if self.batches.device.type != "cuda":
             yield from batches
             return
+        yield from itertools.islice(batches, 2)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(next, batches, None)
             while (batch := waiting.result()) is not None:

@@ -113,7 +113,7 @@ def training_result(curves: Curves, setup: Setup, settings: Mapping[str, Any], n
         first_loss=curves.first_loss,
         last_loss=curves.last_loss,
         micro_batch_size=settings["micro_batch_size"],
-        notes=(*notes, *_compile_notes()),
+        notes=(*notes, *_compile_notes(), *curves.notes),
     )
     rate = matrix_rate(setup.batches.device, settings["precision"])
     achieved = curves.flops / max(curves.seconds, 1e-9)

@@ -249,6 +249,24 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(monkeypatch: p
     assert differences(whole, parts) < 1e-8
 
 
+def test_no_memory_for_the_optimisers_state_halves_the_micro_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its moments are made at the first step, when the gradients are there: nothing has been updated yet."""
+    whole, parts = classifier().double(), classifier().double()
+    train(whole, examples(32), labels(32), RECIPE, None, "test")
+    step, calls = torch.optim.AdamW.step, []
+
+    def first_without_memory(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", first_without_memory)
+    done = train(parts, examples(32), labels(32), RECIPE, None, "test")
+    assert len(calls) == done.steps + 1 and done.micro_batch_size == 4
+    assert differences(whole, parts) < 1e-8
+
+
 def test_no_memory_for_one_example_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     small_memory(monkeypatch, 0)
     with pytest.raises(StepError, match="test: out of memory with one example at a time; lower max_length"):
@@ -606,6 +624,19 @@ def test_the_vocabulary_stays_whole_where_that_would_not_be_exact_or_not_pay() -
 
 
 # -- recorded steps ----------------------------------------------------------------------------------------------------
+
+
+def test_a_record_says_where_steps_could_not_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, refused = classifier(dropout=0.1), classifier(dropout=0.1)
+    wanted = train(plain, examples(64), labels(64), RECIPE, None, "test")
+    monkeypatch.setattr(classify, "StepGraphs", lambda device: StepGraphs(device, refuse))
+    done = train(refused, examples(64), labels(64), RECIPE, None, "test")
+    assert wanted.notes == () and len(done.notes) == 1
+    assert "kernel by kernel, more slowly (RuntimeError: operation not permitted" in done.notes[0]
+    assert differences(plain, refused) == 0.0
 
 
 @pytest.mark.gpu

@@ -42,7 +42,7 @@ def test_a_shape_is_recorded_at_its_second_step_and_every_step_runs_once_on_its_
     steps = StepGraphs(CPU, recorder)
     found = [float(steps.run("narrow", squares(ran), torch.tensor(float(number)))) for number in range(5)]
     assert found == [0.0, 1.0, 4.0, 9.0, 16.0] and ran == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert recorder.recordings == 1
+    assert recorder.recordings == 1 and steps.notes == ()
     assert float(steps.run("wide", squares(ran), torch.tensor(7.0))) == 49.0
     assert recorder.recordings == 1
     assert float(steps.run("narrow", squares(ran), torch.tensor(6.0))) == 36.0
@@ -55,6 +55,8 @@ def test_where_recording_fails_all_steps_run_as_they_are() -> None:
     found = [float(steps.run(shape, squares(ran), torch.tensor(3.0))) for shape in "aabbaabb"]
     assert found == [9.0] * 8 and len(ran) == 8
     assert recorder.recordings == 1  # it would only fail again
+    assert len(steps.notes) == 1
+    assert "kernel by kernel, more slowly (RuntimeError: operation not permitted when stream is cap" in steps.notes[0]
 
 
 def test_no_more_graphs_than_memory_is_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -573,4 +573,5 @@ def test_replayed_steps_are_those_of_one_kernel_after_the_other(
     plain = trained_weights(tmp_path / "plain", device, seen)
     assert seen == [1, 1, 0]
     assert torch.equal(replayed, again)
-    assert torch.allclose(replayed, plain, rtol=1e-5, atol=1e-6)
+    # Sums of another order: on a CPU two micro-batches for one move a weight by 1e-6; other masks move one by 7e-3.
+    assert float((replayed - plain).abs().max()) < 1e-4
