@@ -37,7 +37,7 @@ def record(step: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> Rec
 
 @dataclass
 class StepGraphs:
-    """Runs the steps of one training: as they are on a CPU, and on a GPU from the third of a shape on by replaying it.
+    """Runs the steps of one training: on a CPU as they are, on a GPU from the second of a shape on by replaying it.
 
     A step must not wait for the device, draws random numbers from torch's generator alone, and does not seed it. What
     it returns is overwritten by the next step of this shape. Steps that cannot be recorded are run as they are.
@@ -45,10 +45,10 @@ class StepGraphs:
 
     device: torch.device
     record: Callable[[Callable[..., Any], Sequence[Tensor], Any], Recorded] | None = None
+    failure: str = ""  # why steps could not be recorded, in one line
     _seen: set[Hashable] = field(default_factory=set)
     _recorded: dict[Hashable, Recorded] = field(default_factory=dict)
     _pool: Any = None
-    failure: str = ""  # why steps could not be recorded, in one line
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and self.record is None:
@@ -62,9 +62,7 @@ class StepGraphs:
                 return step(*inputs)
             try:
                 recorded = self.record(step, inputs, self._pool)
-            except (
-                RuntimeError
-            ) as error:  # something in it waits for the device, or there is no memory to hold it twice
+            except RuntimeError as error:  # it waits for the device, or there is no memory to hold it twice
                 self.record = None
                 self.failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
                 return step(*inputs)
