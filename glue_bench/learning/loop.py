@@ -92,7 +92,6 @@ def train(
         except KeyboardInterrupt:
             training.save_if_quick()
             raise
-    training.curves.notes += [note for note in training.graphs.notes if note not in training.curves.notes]
     return training.curves
 
 
@@ -182,6 +181,7 @@ class _Training:
         if not self.group.records or self.saved_step == self.step:
             return
         started = time.monotonic()
+        self.curves.notes += [note for note in self.graphs.notes if note not in self.curves.notes]
         tensors = {f"model/{name}": one for name, one in self.model.named_parameters()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
@@ -228,15 +228,15 @@ class _Training:
         self._set_rates()
         self.model.train()
         trained = list(self.parameters.values())
-        first, *others = batch.micro_batches or [None]
-        if first is not None and not others and first.attention_mask is None:
-            sums = self._replayed(first, batch.counts)
-        else:
-            sums = torch.zeros(3, device=self.batches.device)
-            with autocast(self.batches.device, self.settings["precision"]):  # around all: weights are cast once a step
-                for micro_batch in batch.micro_batches:
-                    self._restart_dropout(micro_batch.number)
-                    sums += self._add_gradients(micro_batch, batch.counts)
+        match batch.micro_batches:
+            case [only] if only.attention_mask is None:
+                sums = self._replayed(only, batch.counts)
+            case several:
+                sums = torch.zeros(3, device=self.batches.device)
+                with autocast(self.batches.device, self.settings["precision"]):  # around all: one cast of each weight
+                    for micro_batch in several:
+                        self._restart_dropout(micro_batch.number)
+                        sums += self._add_gradients(micro_batch, batch.counts)
         sum_gradients(trained, self.group)
         sum_tensor(sums, self.group)
         norm = torch.nn.utils.clip_grad_norm_(trained, self.settings["max_grad_norm"])
@@ -279,8 +279,8 @@ class _Training:
 
         head_only = self.step < self.schedule.head_only
         shape = (only.input_ids.shape, only.positions.counts, counts, head_only)
-        places = only.positions
-        sums, gradients = self.graphs.run(shape, add, only.input_ids, places.rows, places.targets)
+        inputs = (only.input_ids, only.positions.rows, only.positions.targets)
+        sums, gradients = self.graphs.run(shape, add, *inputs)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
         return sums

@@ -553,6 +553,22 @@ def test_batches_are_a_function_of_the_step() -> None:
     assert not np.array_equal(*orders)
 
 
+def test_a_note_of_steps_that_could_not_be_recorded_outlives_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(loop, "StepGraphs", lambda device: StepGraphs(device, refuse))
+    first = make_training("packed", SETTINGS, 4, Group(0, 1), 0.1, tmp_path)
+    first.run()
+    monkeypatch.undo()
+    second = make_training("packed", SETTINGS, 4, Group(0, 1), 0.1, tmp_path)
+    second.resume()
+    for curves in (first.curves, second.curves):
+        assert ["operation not permitted when" in note for note in curves.notes] == [True]
+
+
 def trained_weights(tmp_path: Path, device: torch.device, seen: list[int]) -> torch.Tensor:
     """All weights after 12 steps with dropout on packed text; `seen` gets how many graphs were recorded."""
     training = make_training("packed", SETTINGS, 12, Group(0, 1), 0.1, tmp_path, device)
