@@ -20,22 +20,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from glue_bench.data.batching import (
-    WIDTH_MULTIPLE,
-    Batch,
-    Encoded,
-    gather,
-    prediction_batches,
-    training_batches,
-    width_and_padding,
-)
+from glue_bench.data.batching import Batch, Encoded, prediction_batches, training_batches
 from glue_bench.errors import StepError
-from glue_bench.learning.dropout import ATTENTION, MaskStream, attention_in_products, cheap_dropout
+from glue_bench.learning.dropout import MaskStream, attention_in_products, cheap_dropout
 from glue_bench.learning.first_position import first_position_only
+from glue_bench.learning.forward import Forward
 from glue_bench.learning.fused_linear import fused_linear
 from glue_bench.learning.graphs import StepGraphs
 from glue_bench.learning.loop import autocast, dropout_seed
-from glue_bench.learning.models import forward_inputs
 from glue_bench.learning.narrowing import narrowed_vocabulary
 from glue_bench.learning.output_head import full_precision_head
 from glue_bench.machine import is_terminal
@@ -44,13 +36,6 @@ from glue_bench.records import Training
 
 # Tokens with padding in one forward pass of prediction: enough to fill the device, little enough for its caches.
 PREDICTED_TOKENS = {"cpu": 2_048, "cuda": 65_536}
-# Batches are padded to a multiple of 8 tokens where products are those of tensor cores, or a CPU's in bf16: there each
-# new width has kernels of its own compiled (a dozen, 2 ms each), of which the library keeps 1,024. From a cold start,
-# MRPC's dev set is predicted 1.35 times and its training set trained 1.1 times as fast (AMX). Up to these widths, which
-# are few, and which the padding would lengthen most, batches stay as they are.
-EXACT_WIDTHS = {"cpu": 32, "cuda": 0}
-# Families that build their attention mask through transformers' masking_utils and take a finished one.
-TAKE_READY_MASK = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"})
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 OUT_OF_MEMORY += ("CUBLAS_STATUS_NOT_INITIALIZED",)  # how cuBLAS says that a full GPU has no room for its workspace
 
@@ -184,7 +169,7 @@ def predict(model: PreTrainedModel, encoded: Encoded, precision: str) -> np.ndar
     return logits.cpu().numpy()
 
 
-def _in_memory(forward: "Forward", encoded: Encoded, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
+def _in_memory(forward: Forward, encoded: Encoded, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
     """The logits of a batch, in halves of halves where the memory asks for it."""
     try:
         values = forward(encoded, batch)
@@ -226,36 +211,6 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ma
     if model.config.model_type in FROM_PADDING:
         positions -= tokenizer.pad_token_id + 1
     return min(max_length, positions, tokenizer.model_max_length)
-
-
-class Forward:
-    """A model's forward pass on a batch, with only the inputs that it takes."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        names = dict.fromkeys(("input_ids", "token_type_ids", "attention_mask"), torch.empty(0))
-        self.taken = frozenset(forward_inputs(model, names))
-        self.kind = model.device.type
-        # A finished mask spares a look at its values, for which a GPU would have to be waited for.
-        sdpa = model.config._attn_implementation in ("sdpa", ATTENTION)
-        self.ready_mask = sdpa and model.config.model_type in TAKE_READY_MASK
-
-    def __call__(self, encoded: Encoded, batch: Batch) -> Tensor:
-        """Logits (examples, outputs)."""
-        gathered = gather(encoded, batch, self._multiple(encoded, batch))
-        inputs = {name: one for name, one in gathered.items() if name in self.taken}
-        if (mask := inputs.get("attention_mask")) is not None:
-            inputs["attention_mask"] = mask[:, None, None, :] if self.ready_mask else mask.long()
-        return self.model(**inputs).logits
-
-    def shape(self, encoded: Encoded, batch: Batch) -> tuple[int, bool]:
-        """The width of a batch, and whether it has padding: all that the kernels of a forward pass depend on."""
-        return width_and_padding(encoded, batch, self._multiple(encoded, batch))
-
-    def _multiple(self, encoded: Encoded, batch: Batch) -> int:
-        """What a batch's width is rounded up to a multiple of."""
-        low = self.kind == "cuda" or torch.is_autocast_enabled(self.kind)
-        return WIDTH_MULTIPLE if low and encoded.lengths[batch.index].max() > EXACT_WIDTHS[self.kind] else 1
 
 
 class _Updates:
