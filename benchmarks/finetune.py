@@ -6,8 +6,9 @@ The peer is the Trainer as transformers' run_glue.py configures it: padded to 12
 else (evaluation in batches of 8). Ours is what the stage `finetune` runs, in the precision it would choose here. The
 two take turns, seed by seed. Neither's time contains tokenisation or loading. Needs accelerate (the extra `bench`).
 Prints a table and, as its last line, one JSON object: task -> examples/s, scores (means over seeds, each seed's, their
-standard deviations, and Welch's p-value that the means differ) and ratios. Full MRPC and CoLA take the peer hours on
-two cores; under 20 minutes there:
+standard deviations, and Welch's p-value that the means differ), ratios, and the TFLOP/s of MiniLM-L6's widest product
+in fp32 and in our precision, timed between the turns: a shared host may lend its matrix units at a third of their rate
+for an hour, and the ratios follow. Full MRPC and CoLA take the peer hours on two cores; under 20 minutes there:
 
     python benchmarks/finetune.py --glue ../shared/glue --train-rows 640 --epochs 2 --batch-size 16 --learning-rate 1e-4
 
@@ -28,7 +29,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -64,6 +65,7 @@ from glue_bench.machine import cpu_name, facts, torch_device, use_threads
 from glue_bench.tasks import TASKS, Task
 
 PEER_LENGTH = 128  # run_glue.py pads every example to max_seq_length, 128 by default
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARMUP, DROPOUT = 0.1, 0.1  # of ours, as the config has them; the peer's are 0 and the checkpoint's own
 
 
@@ -164,10 +166,11 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
         name: cap_rows(read_split(options.glue, task.name, split, seed=0, revision="", cache=None), rows, 0)
         for name, (split, rows) in splits.items()
     }
-    theirs, mine = [], []
+    theirs, mine, products = [], [], []
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as output:
             theirs.append(peer(folder, task, tables, seed, options, output))
+        products.append(product_rates(options.device, precision))
         mine.append(ours(folder, task, tables, seed, options, precision))
         print(f"{task.name} seed {seed}: peer {theirs[-1]}, ours {mine[-1]}", file=sys.stderr)
     majority = majority_score(task, tables)
@@ -183,12 +186,29 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
         "ours_score": round(fmean(one.score for one in mine), 4),
         "train_ratio": round(rates["ours_train"] / rates["peer_train"], 2),
         "eval_ratio": round(rates["ours_eval"] / rates["peer_eval"], 2),
+        **{f"{kind}_tflops": round(fmean(one[kind] for one in products), 3) for kind in products[0]},
+        "product_ratio": round(fmean(one[precision] / one["fp32"] for one in products), 2),
         **agreement([one.score for one in theirs], [one.score for one in mine], majority),
         "peer_scores": [round(one.score, 4) for one in theirs],
         "ours_scores": [round(one.score, 4) for one in mine],
         "train_rows": tables["train"].num_rows,
         "dev_rows": predicted,
     }
+
+
+def product_rates(device: str, precision: str) -> dict[str, float]:
+    """TFLOP/s of a 2,048 x 384 by 384 x 1,536 product (MiniLM-L6's widest, 32 examples of 64 tokens), median of 15."""
+    rates, place = {}, torch_device(device)
+    for name, kind in {"fp32": torch.float32, precision: DTYPES[precision]}.items():
+        left, right = (torch.randn(*shape, device=place).to(kind) for shape in ((2048, 384), (384, 1536)))
+        seconds = []
+        for _ in range(20):
+            started = time.perf_counter()
+            product = left @ right
+            product[0, 0].item()  # waits for a GPU
+            seconds.append(time.perf_counter() - started)
+        rates[name] = 2 * 2048 * 384 * 1536 / median(seconds[5:]) / 1e12
+    return rates
 
 
 def majority_score(task: Task, tables: dict[str, pa.Table]) -> float:
@@ -252,6 +272,7 @@ def main() -> None:
         "peer_eval",
         "ours_eval",
         "eval_ratio",
+        "product_ratio",
         "peer_score",
         "peer_deviation",
         "ours_score",

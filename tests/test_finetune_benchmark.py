@@ -38,3 +38,11 @@ def test_majority_score(benchmark: ModuleType) -> None:
     assert benchmark.majority_score(TASKS["mrpc"], tables) == pytest.approx((0.75 + 6 / 7) / 2)
     tables = {name: pa.table({"label": [1.0, 4.0, 2.5]}) for name in ("train", "dev")}
     assert benchmark.majority_score(TASKS["stsb"], tables) == 0.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_product_rates(benchmark: ModuleType, precision: str) -> None:
+    """Both kinds of product are timed: what the ratio of two fine-tunings is read beside."""
+    rates = benchmark.product_rates("cpu", precision)
+    assert set(rates) == {"fp32", precision}
+    assert all(0.001 < rate < 1000 for rate in rates.values())

@@ -203,6 +203,19 @@ def test_a_single_open_fine_tuning_is_left_to_this_process(
     assert computed[len(STEPS) :] == [STEPS[3].name, "report"]
 
 
+def test_where_only_fine_tunings_are_left_it_says_how_many(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said "all 14 steps are done already; nothing to compute", of those before, and went on for hours."""
+    steps = (*STEPS, Step("finetune/small/cola/seed-1", {}, STEPS[3].needs))
+    run_steps(steps, STEPS[:3], make_run(tmp_path)[0])
+    run, lines = make_run(tmp_path)
+    monkeypatch.setattr(executors, "worker_environments", lambda jobs, device: [{}, {}])
+    monkeypatch.setattr(executors, "fan_out", lambda *_: None)
+    executors.run_in_parallel(steps, run, [], "local")
+    assert lines == ["2 fine-tunings to do, 2 at once"]
+
+
 def test_a_shard_on_another_kind_of_machine_does_not_train_again(
     tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
