@@ -87,15 +87,22 @@ def retention_section(analysis: Analysis) -> str:
 
 
 def copies_section(analysis: Analysis) -> str:
-    """What distillation added to merely copying the teacher's layers."""
-    rows = []
+    """What distillation added to merely copying the teacher's layers: on the macro, then per task."""
+    rows, task_rows = [], []
     for (trained, copy), found in analysis.over_copies.items():
-        if found.macro is not None:
-            points = points_interval(found.macro.difference)
-            row = [markdown_text(trained), markdown_text(copy), points, f"{found.macro.p_value:.4f}"]
-            rows.append([*row, str(len(found.macro.tasks))])
-    headers = ["distilled", "same layers, only copied", "difference in points [95 %]", "p", "tasks"]
-    return markdown_table(headers, rows, left=2)
+        if found.macro is None:
+            continue
+        pair = [markdown_text(trained), markdown_text(copy)]
+        points = points_interval(found.macro.difference)
+        rows.append([*pair, points, f"{found.macro.p_value:.4f}", str(len(found.macro.tasks))])
+        of_tasks = [found.tasks.get(task) for task in analysis.tasks]
+        task_rows.append([*pair, *(DASH if one is None else points_interval(one.difference) for one in of_tasks)])
+    if not rows:
+        return ""
+    headers = ["distilled", "same layers, only copied"]
+    macro = markdown_table([*headers, "difference in points [95 %]", "p", "tasks"], rows, left=2)
+    titles = [TASKS[task].title for task in analysis.tasks]
+    return "\n".join([macro, "Per task, points:\n", markdown_table([*headers, *titles], task_rows, left=2)])
 
 
 def ablation_section(analysis: Analysis) -> str:

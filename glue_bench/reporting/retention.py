@@ -57,8 +57,13 @@ def compare_to_teacher(run: RunFolder, models: Mapping[str, ModelPredictions]) -
 def compare_to_copies(
     run: RunFolder, models: Mapping[str, ModelPredictions]
 ) -> dict[tuple[str, str], DifferenceResult]:
-    """(trained student, merely copied one with the same layers) -> the difference that the training made."""
-    layers = {student.name: student.layers for student in run.config.students if student.layers}
+    """(trained student, merely copied one with the same layers) -> the difference that the training made.
+
+    A row of another's weights (weights_of) has its layers.
+    """
+    own = {student.name: student.layers for student in run.config.students if student.layers}
+    lent = {student.name: own.get(student.weights_of, ()) for student in run.config.students if student.weights_of}
+    layers = own | {name: found for name, found in lent.items() if found}
     copies = {name for name in layers if is_mere_copy(run.config, name)}
     pairs = [(name, copy) for copy in layers if copy in copies for name in layers if name not in copies]
     same = [(name, copy) for name, copy in pairs if layers[name] == layers[copy]]

@@ -23,7 +23,7 @@ from glue_bench.reporting.build import build, build_tables
 from glue_bench.reporting.report_background import repeat_command
 from glue_bench.reporting.run_folder import RunFolder, load_run
 from glue_bench.store import Store, write_atomic
-from glue_bench.tasks import GLUE_NINE, WITHOUT_WNLI
+from glue_bench.tasks import GLUE_NINE, TASKS, WITHOUT_WNLI
 
 RETENTION_COLUMNS = "model,task,score,teacher_score,retention,low,high,gain_retained,p_value,n_seeds"
 EFFICIENCY_COLUMNS = (
@@ -163,6 +163,21 @@ def test_every_table_of_the_report_is_there() -> None:
     assert "validation_mismatched" in section(report, "All metrics")
     assert "± " in section(report, "Scores over seeds")
     assert "no CUDA device" in section(report, "Size and speed")
+
+
+def test_what_distillation_added_stands_per_task_too() -> None:
+    """Each difference is that of the two rows' means over seeds; a report without copied rows has no such section."""
+    root = reported_run().root
+    models = json.loads((root / "summary.json").read_text())["models"]
+    text = section((root / "report.md").read_text(), "Distilled against merely copied")
+    header, _, *rows = [line for line in text.split("Per task, points:")[1].splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in header.split("|")[3:-1]] == [TASKS[task].title for task in GLUE_NINE]
+    for line in rows:
+        trained, copy, *cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        for task, cell in zip(GLUE_NINE, cells, strict=True):
+            difference = models[trained]["mean_scores"][task] - models[copy]["mean_scores"][task]
+            assert float(cell.split()[0]) == pytest.approx(100 * difference, abs=0.051)
+    assert rows
 
 
 def test_figures_that_the_report_shows_are_written() -> None:
