@@ -99,7 +99,7 @@ def copies_section(analysis: Analysis) -> str:
         task_rows.append([*pair, *(DASH if one is None else points_interval(one.difference) for one in of_tasks)])
     if not rows:
         return ""
-    headers = ["distilled", "same layers, only copied"]
+    headers = ["distilled", "layers only copied"]
     macro = markdown_table([*headers, "difference in points [95 %]", "p", "tasks"], rows, left=2)
     titles = [TASKS[task].title for task in analysis.tasks]
     return "\n".join([macro, "Per task, points:\n", markdown_table([*headers, *titles], task_rows, left=2)])

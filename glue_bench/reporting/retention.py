@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from glue_bench.config import Student
 from glue_bench.reporting.resampling import TaskPredictions
 from glue_bench.reporting.run_folder import RunFolder, is_mere_copy
 from glue_bench.reporting.scores import Scores
@@ -57,17 +58,27 @@ def compare_to_teacher(run: RunFolder, models: Mapping[str, ModelPredictions]) -
 def compare_to_copies(
     run: RunFolder, models: Mapping[str, ModelPredictions]
 ) -> dict[tuple[str, str], DifferenceResult]:
-    """(trained student, merely copied one with the same layers) -> the difference that the training made.
+    """(trained student, merely copied one) -> the difference that the training made.
 
-    A row of another's weights (weights_of) has its layers.
+    Held against a copy are students of the same layers, weights from elsewhere of the same shape, and the rows that
+    fine-tune the weights of one of these (weights_of).
     """
-    own = {student.name: student.layers for student in run.config.students if student.layers}
-    lent = {student.name: own.get(student.weights_of, ()) for student in run.config.students if student.weights_of}
-    layers = own | {name: found for name, found in lent.items() if found}
-    copies = {name for name in layers if is_mere_copy(run.config, name)}
-    pairs = [(name, copy) for copy in layers if copy in copies for name in layers if name not in copies]
-    same = [(name, copy) for name, copy in pairs if layers[name] == layers[copy]]
-    return {pair: found for pair in same if (found := _difference(run, models, *pair)) is not None}
+    students = {student.name: student for student in run.config.students}
+    copies = [name for name in students if is_mere_copy(run.config, name)]
+    found = {}
+    for copy in copies:
+        for name, student in students.items():
+            source = students.get(student.weights_of, student)
+            if name not in copies and _is_built_as(run, source, students[copy]):
+                found[name, copy] = _difference(run, models, name, copy)
+    return {pair: one for pair, one in found.items() if one is not None}
+
+
+def _is_built_as(run: RunFolder, student: Student, copy: Student) -> bool:
+    if student.layers:
+        return student.layers == copy.layers
+    given, copied = run.result(f"prepare/weights/{student.name}"), run.result(f"distill/{copy.name}")
+    return bool(given) and all(given.get(key) == copied.get(key) for key in ("model_type", "parameters"))
 
 
 def _difference(
