@@ -22,7 +22,7 @@ from typing import Any
 
 from glue_bench.errors import GlueBenchError, StepError, UserError
 from glue_bench.machine import gpu_names
-from glue_bench.pipeline import Run, bring_to_done, is_done, run_lock, run_steps, summary_line, with_needs, write_config
+from glue_bench.pipeline import Run, bring_to_done, is_done, run_lock, run_steps, summary_line, with_needs
 from glue_bench.plan import Step, fingerprints
 from glue_bench.store import CONFIG_FILE
 
@@ -56,11 +56,7 @@ def run_in_parallel(steps: Sequence[Step], run: Run, arguments: Sequence[str], e
     if executor == "ray":
         _ray()  # before the hours that pretrain and distill may take
     ahead = [step for step in with_needs(steps, open_steps) if step.stage != "finetune"]
-    if not all(is_done(step, known, run.store) for step in ahead):
-        run_steps(steps, ahead, run)
-    else:  # without run_steps' "nothing to compute", where hours may be ahead
-        with run_lock(run):
-            write_config(run)
+    run_steps(steps, ahead, run, more_follows=True)
     if executor == "ray":
         finetune_on_ray(steps, run)
     else:

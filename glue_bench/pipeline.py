@@ -95,10 +95,18 @@ def states(steps: Sequence[Step], store: Store) -> dict[str, State]:
     return {step.name: store.state(step.name, known[step.name], explain(step, known)) for step in steps}
 
 
-def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, force: Sequence[str] = ()) -> bool:
+def run_steps(
+    all_steps: Sequence[Step],
+    wanted: Sequence[Step],
+    run: Run,
+    *,
+    force: Sequence[str] = (),
+    more_follows: bool = False,
+) -> bool:
     """Bring the wanted steps to done, in order. Returns False where other shards still have some to finish.
 
-    `force` names stages that are redone even if done. Raises StepError and UserError as the stages do.
+    `force` names stages that are redone even if done. Where `more_follows`, it is not said that nothing was to do.
+    Raises StepError and UserError as the stages do.
     """
     known = fingerprints(all_steps)
     by_name = {step.name: step for step in all_steps}
@@ -139,7 +147,7 @@ def run_steps(all_steps: Sequence[Step], wanted: Sequence[Step], run: Run, *, fo
             remaining = blocked
         if not rehearsed:
             _rehearse(all_steps, known, run)
-        if not computed:
+        if not computed and not more_follows:
             run.say(f"all {len(wanted)} steps are done already; nothing to compute")
     return True
 

@@ -210,10 +210,13 @@ def test_where_only_fine_tunings_are_left_it_says_how_many(
     steps = (*STEPS, Step("finetune/small/cola/seed-1", {}, STEPS[3].needs))
     run_steps(steps, STEPS[:3], make_run(tmp_path)[0])
     run, lines = make_run(tmp_path)
+    rehearsed: list[bool] = []
+    monkeypatch.setattr(pipeline, "_rehearse", lambda *_: rehearsed.append(True))
     monkeypatch.setattr(executors, "worker_environments", lambda jobs, device: [{}, {}])
     monkeypatch.setattr(executors, "fan_out", lambda *_: None)
     executors.run_in_parallel(steps, run, [], "local")
     assert lines == ["2 fine-tunings to do, 2 at once"]
+    assert rehearsed, "what a fine-tuning would refuse is refused before the first one starts"
 
 
 def test_a_shard_on_another_kind_of_machine_does_not_train_again(
