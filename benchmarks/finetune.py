@@ -22,6 +22,7 @@ and optimiser (padding is masked), in a fraction of the time, so that its exampl
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -61,11 +62,11 @@ from glue_bench.learning.classify import Recipe, longest_input, predict, train
 from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import headline, score
 from glue_bench.learning.models import load_classifier, load_tokenizer, quiet, set_dropout
+from glue_bench.learning.progress import product_seconds
 from glue_bench.machine import cpu_name, facts, torch_device, use_threads
 from glue_bench.tasks import TASKS, Task
 
 PEER_LENGTH = 128  # run_glue.py pads every example to max_seq_length, 128 by default
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARMUP, DROPOUT = 0.1, 0.1  # of ours, as the config has them; the peer's are 0 and the checkpoint's own
 
 
@@ -197,18 +198,10 @@ def compare(folder: Path, task: Task, options: argparse.Namespace, precision: st
 
 
 def product_rates(device: str, precision: str) -> dict[str, float]:
-    """TFLOP/s of a 2,048 x 384 by 384 x 1,536 product (MiniLM-L6's widest, 32 examples of 64 tokens), median of 15."""
-    rates, place = {}, torch_device(device)
-    for name, kind in {"fp32": torch.float32, precision: DTYPES[precision]}.items():
-        left, right = (torch.randn(*shape, device=place).to(kind) for shape in ((2048, 384), (384, 1536)))
-        seconds = []
-        for _ in range(20):
-            started = time.perf_counter()
-            product = left @ right
-            product[0, 0].item()  # waits for a GPU
-            seconds.append(time.perf_counter() - started)
-        rates[name] = 2 * 2048 * 384 * 1536 / median(seconds[5:]) / 1e12
-    return rates
+    """TFLOP/s in fp32 and this precision of MiniLM-L6's widest product for 32 examples of 64 tokens, medians of 15."""
+    shape = (2048, 384, 1536)
+    times = {kind: product_seconds(torch_device(device), kind, shape, 20)[5:] for kind in ("fp32", precision)}
+    return {kind: 2 * math.prod(shape) / median(seconds) / 1e12 for kind, seconds in times.items()}
 
 
 def majority_score(task: Task, tables: dict[str, pa.Table]) -> float:

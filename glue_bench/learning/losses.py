@@ -170,13 +170,11 @@ def loss_positions(labels: Tensor, attention_mask: Tensor, *, ce_positions: str)
 
     ce_positions "attended" or "masked" as there; "none" for plain MLM. Raises ValueError on anything else.
     """
-    if ce_positions not in ("attended", "masked", "none"):
-        raise ValueError(f"ce_positions is 'attended', 'masked' or 'none', not {ce_positions!r}")
     attended = attention_mask.reshape(-1).bool()
     masked = attended & (labels.reshape(-1) != IGNORED)
-    rows = masked_rows = masked.nonzero().squeeze(1)
-    if ce_positions == "attended":
-        rows = torch.cat([masked_rows, (attended & ~masked).nonzero().squeeze(1)])
+    soft_at = masked if ce_positions == "none" else _soft_positions(attended, masked, ce_positions)
+    masked_rows = masked.nonzero().squeeze(1)
+    rows = torch.cat([masked_rows, (soft_at & ~masked).nonzero().squeeze(1)])
     attended_rows = None if attended.all() else attended.nonzero().squeeze(1)
     soft = 0 if ce_positions == "none" else len(rows)
     counts = Counts(soft, len(masked_rows), attended.numel() if attended_rows is None else len(attended_rows))

@@ -58,18 +58,25 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 @functools.cache
 def _measured_rate(device: torch.device, precision: str, threads: int) -> float:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = RATE_SIZE * (8 if device.type == "cuda" else 1)
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
+    return 2.0 * size**3 / min(product_seconds(device, precision, (size, size, size), 5))
+
+
+def product_seconds(device: torch.device, precision: str, shape: tuple[int, int, int], repeats: int) -> list[float]:
+    """Seconds of each of so many products (rows, inner) x (inner, columns) in fp32 or bf16; shape is these three."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rows, inner, columns = shape
+    left = torch.ones(rows, inner, dtype=dtype, device=device)
+    right = torch.ones(inner, columns, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(repeats):
         started = time.perf_counter()
         product = left @ right
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
         del product
-    return 2.0 * size**3 / best
+    return seconds
 
 
 def encoder_flops(model: torch.nn.Module, tokens: int, length: int) -> float:
