@@ -54,8 +54,9 @@ class Corpus:
     sequence_length: int = setting(128, "tokens per sequence, special ones included", low=8, high=512)
     batches: str = setting(
         "packed",
-        "packed: no padding; by_length: a document a sequence; sentences: a sentence a sequence",
-        choices=("packed", "by_length", "sentences"),
+        "packed: no padding; by_length: a document a sequence; sentences: a sentence a sequence; "
+        "mixed: in turn a sentence, a pair with [SEP] between, a passage",
+        choices=("packed", "by_length", "sentences", "mixed"),
     )
     seed: int = setting(0, "seed of the embedded text", low=0)
 

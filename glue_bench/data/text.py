@@ -7,7 +7,9 @@ between documents; a row of a parquet file or a hub data set is a document. What
 import codecs
 import re
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from glue_bench.data import embedded
 from glue_bench.errors import UserError
 
 END = ""  # stands in the stream after the last paragraph of a document
+BETWEEN = "\x1c"  # stands between the two parts of a pair: ASCII's file separator, which strip() takes from any text
 BLOCK_BYTES = 1 << 20
 LONGEST_PARAGRAPH = 1 << 20  # characters; a longer line is cut at a space
 # Compressed text may grow to this many bytes, or this many times its size where that is more: real text grows 3 to 10
@@ -31,6 +34,9 @@ NO_END = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Mt|Lt|Col|Gen|Capt|Sgt|Rev|Prof|Jr|Sr|No|vs|vol|ca|cf|etc|[A-HJ-Za-z]))\.$"
 )
 LONGEST_ABBREVIATION = 8  # characters looked at before a full stop
+TURNS = ("sentence", "neighbours", "sentence", "reworded", "passage")  # documents of mixed batches
+SENTENCES = {"sentence": 1, "neighbours": 2, "reworded": 2, "passage": 5}  # that each takes; 5 are about 128 tokens
+LEFT_OUT, EXCHANGED = 0.15, 0.4  # of the words, and of the sentences, that are reworded
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -59,6 +65,43 @@ def in_sentences(paragraphs: Iterator[str]) -> Iterator[str]:
         for sentence in split_sentences(paragraph):
             yield sentence
             yield END
+
+
+def in_turns(paragraphs: Iterator[str]) -> Iterator[str]:
+    """Sentences of each paragraph dealt out as documents in turn: one alone, pairs with BETWEEN in them, a passage.
+
+    What a student learns on one kind does not carry over to the others, and GLUE has all of them. Of every other pair
+    the second part is the first one reworded: GLUE's pairs share words, neighbours in a text hardly any.
+    """
+    turns, random = cycle(TURNS), Random(0)
+    for paragraph in paragraphs:
+        sentences = split_sentences(paragraph)
+        while sentences:
+            kind = next(turns)
+            count = SENTENCES[kind]
+            taken, sentences = sentences[:count], sentences[count:]
+            if kind == "reworded" and len(taken) == 2:
+                taken = random.sample([taken[0], reworded(*taken, random)], 2)
+            if kind == "passage" or len(taken) == 1:
+                yield " ".join(taken)
+            else:
+                yield from (taken[0], BETWEEN, taken[1])
+            yield END
+
+
+def reworded(sentence: str, other: str, random: Random) -> str:
+    """A sentence with some words left out, up to a third replaced by words of another one, and at times its parts
+    exchanged: not grammar, but a second part of a pair that shares most of its words with the first."""
+    words = sentence.split()
+    words = [word for word in words if random.random() > LEFT_OUT] or words
+    there = other.split()
+    count, place = random.randint(1, max(1, len(words) // 3)), random.randrange(len(words))
+    first = random.randrange(len(there))
+    words[place : place + count] = there[first : first + count]
+    if random.random() < EXCHANGED:
+        middle = random.randrange(len(words))
+        words = words[middle:] + words[:middle]
+    return " ".join(words)
 
 
 def split_sentences(paragraph: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 Paragraphs are tokenised a block at a time by all cores and appended to a file, so memory stays flat for text of any
 size; a second pass cuts that stream into sequences [CLS] ... [SEP]. Packed ones all have the length asked for,
-documents joined by [SEP]; by_length a document is a sequence, or several; with sentences each of them is a document.
+documents joined by [SEP]; by_length a document is a sequence, or several; with sentences each of them is a document;
+with mixed, documents are one sentence, two with [SEP] between as in GLUE's pairs, or a passage.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glue_bench.data.text import in_sentences, read_paragraphs
+from glue_bench.data.text import BETWEEN, END, in_sentences, in_turns, read_paragraphs
 from glue_bench.errors import UserError
 from glue_bench.inputs import Input
 
@@ -20,7 +21,8 @@ BLOCK_CHARACTERS = 1 << 20  # of text tokenised at once: more gains nothing and 
 CHUNK_TOKENS = 1 << 22  # of the second pass
 # Tokens of a sequence; shorter ones and half-unknown ones are dropped. 12 is the authors' code's; sentences of 6 say
 # something, and GLUE has many. Packed ones are all of the length asked for.
-SHORTEST = {"packed": 0, "by_length": 12, "sentences": 6}
+SHORTEST = {"packed": 0, "by_length": 12, "sentences": 6, "mixed": 6}
+DOCUMENTS = {"sentences": in_sentences, "mixed": in_turns}  # what of a paragraph is one
 LONGEST_UNKNOWN = 0.5
 
 
@@ -40,12 +42,15 @@ def write_sequences(
     """Tokenise into `stream` files, cut these into sequences, remove them; returns the manifest's counts."""
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     backend = rust_tokenizer(tokenizer)
-    separator = [tokenizer.sep_token_id] if settings["batches"] == "packed" else []
+    separators = {
+        END: [tokenizer.sep_token_id] if settings["batches"] == "packed" else [],
+        BETWEEN: [tokenizer.sep_token_id] * max(1, backend.num_special_tokens_to_add(is_pair=True) - 2),  # RoBERTa: 2
+    }
     texts = [one for name, one in inputs.items() if name.startswith("text-")]
-    stream, ends = _tokenise(folder / "stream", texts, settings, backend, dtype, separator)
+    stream, ends = _tokenise(folder / "stream", texts, settings, backend, dtype, separators)
     train, heldout = Stream(stream, ends, 0), None
     if "heldout" in inputs:
-        heldout = Stream(*_tokenise(folder / "heldout", [inputs["heldout"]], settings, backend, dtype, separator), 0)
+        heldout = Stream(*_tokenise(folder / "heldout", [inputs["heldout"]], settings, backend, dtype, separators), 0)
     else:
         boundary = _heldout_start(ends, settings["heldout_fraction"])
         heldout = Stream(stream[boundary:], ends[np.searchsorted(ends, boundary, side="right") :], boundary)
@@ -70,9 +75,14 @@ class Stream(NamedTuple):
 
 
 def _tokenise(
-    path: Path, texts: list[Input], settings: Mapping[str, Any], backend: Any, dtype: np.dtype, separator: list[int]
+    path: Path,
+    texts: list[Input],
+    settings: Mapping[str, Any],
+    backend: Any,
+    dtype: np.dtype,
+    separators: Mapping[str, list[int]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write the tokens of all documents to a file, each followed by the separator, and their ends to another.
+    """Write the tokens of all documents to a file, with `separators` at END and BETWEEN, and their ends to another.
 
     Returns both, memory-mapped. Of the texts from the hub, which may have no end to speak of, no more is read than
     max_hub_tokens tokens in all; each may take its equal share of what the ones before it left.
@@ -85,7 +95,7 @@ def _tokenise(
         for number, one in enumerate(texts):
             limit = max(1, left // sum(from_hub[number:])) if capped and from_hub[number] else 0
             count = 0
-            for ids, stops in _documents(one, settings, backend, separator, limit):
+            for ids, stops in _documents(one, settings, backend, separators, limit):
                 np.asarray(ids, dtype=dtype).tofile(tokens)
                 (np.asarray(stops, dtype=np.int64) + written).tofile(ends)
                 count += len(ids)
@@ -98,27 +108,30 @@ def _tokenise(
 
 
 def _documents(
-    text: Input, settings: Mapping[str, Any], backend: Any, separator: list[int], limit: int
+    source: Input, settings: Mapping[str, Any], backend: Any, separators: Mapping[str, list[int]], limit: int
 ) -> Iterator[tuple[list[int], list[int]]]:
     """A text's tokens in blocks, and the ends of the documents that end in each, as places in the text's tokens.
 
     After `limit` tokens (0: none) nothing more is read, and the document ends there.
     """
     written = in_document = 0
-    with contextlib.closing(read_paragraphs(text.location, settings)) as paragraphs:
-        for block in _blocks(in_sentences(paragraphs) if settings["batches"] == "sentences" else paragraphs):
-            encodings = iter(backend.encode_batch_fast([p for p in block if p], add_special_tokens=False))
+    with contextlib.closing(read_paragraphs(source.location, settings)) as paragraphs:
+        documents = DOCUMENTS[settings["batches"]](paragraphs) if settings["batches"] in DOCUMENTS else paragraphs
+        for block in _blocks(documents):
+            text = [paragraph for paragraph in block if paragraph not in separators]
+            encodings = iter(backend.encode_batch_fast(text, add_special_tokens=False))
             tokens: list[int] = []
             ends: list[int] = []
             for paragraph in block:
-                if paragraph:
+                if paragraph not in separators:
                     ids = next(encodings).ids
                     tokens += ids
                     in_document += len(ids)
                 elif in_document:
-                    tokens += separator
-                    ends.append(written + len(tokens))
-                    in_document = 0
+                    tokens += separators[paragraph]
+                    if paragraph == END:
+                        ends.append(written + len(tokens))
+                        in_document = 0
             if limit and written + len(tokens) >= limit:
                 yield tokens[: limit - written], [*(end for end in ends if end < limit), limit]
                 return

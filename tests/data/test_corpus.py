@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from transformers import BertTokenizer
+from transformers import BertTokenizer, RobertaTokenizer
 
 from glue_bench.data import text as text_module
 from glue_bench.data import tokenising
@@ -23,7 +24,7 @@ from glue_bench.data.corpus import (
     open_corpus,
     record_corpus,
 )
-from glue_bench.data.text import END, hub_parts, read_paragraphs, split_sentences
+from glue_bench.data.text import END, hub_parts, read_paragraphs, reworded, split_sentences
 from glue_bench.errors import StepError, UserError
 from glue_bench.inputs import Input
 from glue_bench.store import Store, sha256_file
@@ -135,6 +136,63 @@ def test_sentences_are_sequences_of_their_own(tmp_path: Path, tokenizer: BertTok
     assert read[2:4] == [["w"] + ["w1"] * 13, ["w1"] * 3 + ["?"]]  # "W w9." has 3 tokens and is dropped
     assert read[4] == read[0]
     assert manifest["documents"] == 40
+
+
+def test_mixed_takes_turns(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+    """One alone, two neighbours joined as the tokenizer joins pairs, one and itself reworded, five in a passage; never
+    across a paragraph."""
+    text = tmp_path / "a.txt"
+    first = [f"W w{i} w{i + 1} w{i + 2}." for i in range(1, 8)]
+    paragraphs = [*[" ".join(first)], "W w2 w2 w2. W w3 w3 w3.", "W w4 w4 w4. W w5 w5 w5. W w6 w6 w6."]
+    text.write_text("\n".join(paragraphs * 4), encoding="utf-8")
+    lower = BertTokenizer(vocab={word: i for i, word in enumerate([*WORDS, "w", "."])}, do_lower_case=True)
+    settings = SETTINGS | {"batches": "mixed", "sequence_length": 64}
+    manifest = build_corpus(tmp_path / "cache", settings, {"text-0": as_input(text)}, lower)
+    read = rows(open_corpus(tmp_path / "cache", manifest["key"]).train)
+    expected = [
+        (first[0],),
+        (first[1], first[2]),
+        (first[3],),
+        None,  # first[4] and what was made of it and first[5]
+        (first[6],),  # a passage's turn, but alone in what is left of its paragraph
+        ("W w2 w2 w2.",),
+        ("W w3 w3 w3.",),  # a pair's turn
+        ("W w4 w4 w4.",),
+        None,
+        (" ".join(first[:5]),),
+        (first[5],),
+        (first[6],),
+    ]
+    for parts, there in zip(expected, read, strict=False):
+        if parts is not None:
+            assert there == lower(*parts)["input_ids"]
+    pair = lower.decode(read[3]).split(" [SEP]")
+    assert lower.decode(lower(first[4])["input_ids"][1:-1]) in (pair[0].removeprefix("[CLS] "), pair[1].strip())
+
+
+def test_a_reworded_sentence_shares_most_words() -> None:
+    """Whatever is drawn, something is left, and no more than a third comes from the other sentence."""
+    sentence, other = "a b c d e f g h i j k l", "1 2 3 4 5 6 7"
+    made = [reworded(sentence, other, Random(seed)).split() for seed in range(200)]
+    assert all(any(word in other for word in one) for one in made)
+    assert all(sum(word in other for word in one) <= 4 for one in made)
+    kept = np.mean([sum(word in sentence for word in one) / 12 for one in made])
+    assert 0.6 < kept < 0.75  # 85 % are not left out, of which 1 to a third are replaced
+    assert any(one != sorted(one, key="abcdefghijkl1234567".index) for one in made)
+    assert all(reworded("a", "b", Random(seed)) for seed in range(50))
+
+
+def test_pairs_are_joined_as_the_tokenizer_does(tmp_path: Path) -> None:
+    """RoBERTa puts two separators between the parts of a pair."""
+    vocab = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcdefgh.", "Ġ", "W"])}
+    roberta = RobertaTokenizer(vocab=vocab, merges=[])
+    text = tmp_path / "a.txt"
+    text.write_text("W a b cc. W dd. W ee.\n" * 9, encoding="utf-8")
+    settings = SETTINGS | {"batches": "mixed"}
+    manifest = build_corpus(tmp_path / "cache", settings, {"text-0": as_input(text)}, roberta)
+    read = rows(open_corpus(tmp_path / "cache", manifest["key"]).train)
+    assert read[:2] == [roberta("W a b cc.")["input_ids"], roberta("W dd.", "W ee.")["input_ids"]]
+    assert read[1].count(roberta.sep_token_id) == 3
 
 
 def test_where_sentences_end() -> None:
@@ -268,6 +326,7 @@ def test_key_is_made_of_what_matters(tmp_path: Path, tokenizer: BertTokenizer) -
         {"sequence_length": 12},
         {"batches": "by_length"},
         {"batches": "sentences"},
+        {"batches": "mixed"},
         {"heldout_fraction": 0.1},
     ):
         assert cache_key(SETTINGS | change, {"text-0": one}, tokenizer) != key
@@ -283,7 +342,7 @@ def test_key_is_made_of_what_matters(tmp_path: Path, tokenizer: BertTokenizer) -
 def test_several_blocks_and_chunks(tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, in which documents go on from one to the next, change nothing."""
     one = write_text(tmp_path / "a.txt", [document(40 + i, i) for i in range(30)])
-    for kind in ("packed", "by_length", "sentences"):
+    for kind in ("packed", "by_length", "sentences", "mixed"):
         settings = SETTINGS | {"batches": kind}
         whole = build_corpus(tmp_path / "one", settings, {"text-0": one}, tokenizer)
         monkeypatch.setattr(tokenising, "BLOCK_CHARACTERS", 50)
