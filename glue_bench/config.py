@@ -55,7 +55,7 @@ class Corpus:
     batches: str = setting(
         "packed",
         "packed: no padding; by_length: a document a sequence; sentences: a sentence a sequence; "
-        "mixed: in turn a sentence, a pair with [SEP] between, a passage",
+        "mixed: in turn a sentence, a pair with [SEP] between, a passage, from paragraphs of several sentences",
         choices=("packed", "by_length", "sentences", "mixed"),
     )
     seed: int = setting(0, "seed of the embedded text", low=0)

@@ -56,13 +56,19 @@ def test_tokens_count_once_and_padding_not_at_all(benchmark: ModuleType) -> None
 def test_its_table(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A teacher against itself on embedded tasks."""
-    folder = str(tmp_path / "model")
+    """A teacher against itself and against another one on embedded tasks; a narrower one is refused."""
+    folder, other, narrow = (str(tmp_path / name) for name in ("model", "other", "narrow"))
     save_bert(Path(folder), 1)
-    command = ["agreement.py", folder, "--teacher", folder, "--tasks", "rte", "cola", "--rows", "5"]
+    save_bert(Path(other), 2)
+    bert(0).save_pretrained(narrow)
+    command = ["agreement.py", folder, other, "--teacher", folder, "--tasks", "rte", "cola", "--rows", "5"]
     monkeypatch.setattr(sys, "argv", command)
     benchmark.main()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = last["students"][folder]
-    assert set(found) == {"rte", "cola"} and last["rows"] == 5
+    assert set(found) == {"rte", "cola"} and last["rows"] == {"rte": 5, "cola": 5}
     assert all(value == pytest.approx(1.0, abs=1e-5) for one in found.values() for value in one.values())
+    assert all(value < 0.99 for one in last["students"][other].values() for value in one.values())
+    monkeypatch.setattr(sys, "argv", [command[0], narrow, *command[1:]])
+    with pytest.raises(SystemExit, match="narrow: another vocab_size than the teacher's"):
+        benchmark.main()

@@ -3,7 +3,8 @@
 Paragraphs are tokenised a block at a time by all cores and appended to a file, so memory stays flat for text of any
 size; a second pass cuts that stream into sequences [CLS] ... [SEP]. Packed ones all have the length asked for,
 documents joined by [SEP]; by_length a document is a sequence, or several; with sentences each of them is a document;
-with mixed, documents are one sentence, two with [SEP] between as in GLUE's pairs, or a passage.
+with mixed, documents are one sentence, two with [SEP] between, or a passage. What is too long for a sequence is cut
+into several, a pair too.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ CHUNK_TOKENS = 1 << 22  # of the second pass
 # Tokens of a sequence; shorter ones and half-unknown ones are dropped. 12 is the authors' code's; sentences of 6 say
 # something, and GLUE has many. Packed ones are all of the length asked for.
 SHORTEST = {"packed": 0, "by_length": 12, "sentences": 6, "mixed": 6}
-DOCUMENTS = {"sentences": in_sentences, "mixed": in_turns}  # what of a paragraph is one
+DOCUMENTS = {"sentences": in_sentences, "mixed": in_turns}  # how paragraphs become documents
 LONGEST_UNKNOWN = 0.5
 
 
@@ -116,7 +117,7 @@ def _documents(
     """
     written = in_document = 0
     with contextlib.closing(read_paragraphs(source.location, settings)) as paragraphs:
-        documents = DOCUMENTS[settings["batches"]](paragraphs) if settings["batches"] in DOCUMENTS else paragraphs
+        documents = DOCUMENTS.get(settings["batches"], iter)(paragraphs)
         for block in _blocks(documents):
             text = [paragraph for paragraph in block if paragraph not in separators]
             encodings = iter(backend.encode_batch_fast(text, add_special_tokens=False))
