@@ -22,22 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from glue_bench.data.batching import Batch, Encoded, encode, gather, prediction_batches
+from glue_bench.data.batching import Batch, Encoded, encode, prediction_batches
 from glue_bench.data.glue import read_split
 from glue_bench.inputs import weights_folder
-from glue_bench.learning.models import forward_inputs, load_masked_lm, load_tokenizer, quiet
-from glue_bench.tasks import TASKS
+from glue_bench.learning.forward import Forward
+from glue_bench.learning.models import load_masked_lm, load_tokenizer, quiet
+from glue_bench.tasks import TASKS, WITHOUT_WNLI
 
-ALL = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 LONGEST, TOKENS = 128, 4_096
 
 
 def last_states(model: PreTrainedModel, encoded: Encoded, batch: Batch) -> Tensor:
     """(examples, width, hidden)"""
-    inputs = gather(encoded, batch, 1)
-    if (mask := inputs.get("attention_mask")) is not None:
-        inputs["attention_mask"] = mask.long()
-    return model.base_model(**forward_inputs(model.base_model, inputs)).last_hidden_state
+    encoder = model.base_model
+    return encoder(**Forward(encoder).inputs(encoded, batch)).last_hidden_state
 
 
 @torch.no_grad()
@@ -65,7 +63,7 @@ def main() -> None:
     parser.add_argument("students", nargs="+", metavar="STUDENT", help="folder or package:MODULE/FOLDER")
     parser.add_argument("--teacher", required=True, help="folder or package:MODULE/FOLDER, of the same vocabulary")
     parser.add_argument("--glue", default="embedded", help="embedded, or a folder")
-    parser.add_argument("--tasks", nargs="+", default=list(ALL), choices=ALL, metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", default=list(WITHOUT_WNLI), choices=WITHOUT_WNLI, metavar="TASK")
     parser.add_argument("--rows", type=int, default=200, help="of each training set")
     options = parser.parse_args()
     teacher, tokenizer = load(options.teacher), load_tokenizer(weights_folder(options.teacher))

@@ -34,11 +34,15 @@ class Forward:
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Tensor:
         """Logits (examples, outputs)."""
+        return self.model(**self.inputs(encoded, batch)).logits
+
+    def inputs(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """What the model takes of a batch."""
         gathered = gather(encoded, batch, self._multiple(encoded, batch))
         inputs = {name: one for name, one in gathered.items() if name in self.taken}
         if (mask := inputs.get("attention_mask")) is not None:
             inputs["attention_mask"] = mask[:, None, None, :] if self.ready_mask else mask.long()
-        return self.model(**inputs).logits
+        return inputs
 
     def shape(self, encoded: Encoded, batch: Batch) -> tuple[int, bool]:
         """The width of a batch, and whether it has padding: all that the kernels of a forward pass depend on."""
