@@ -1,4 +1,4 @@
-"""Fixtures for all tests: never the network, and one real quick run for the tests that need it."""
+"""For all tests: never the network; the command line as a user runs it; benchmarks as modules."""
 
 import importlib.util
 import os
@@ -15,6 +15,8 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait spinning take the CPUs from the tests beside them
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; the tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,13 +40,3 @@ def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleTyp
         return module
 
     return load
-
-
-@pytest.fixture(scope="session")
-def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one undisturbed `run-all --config quick`, the README's main job (minutes; shared by all tests)."""
-    results = tmp_path_factory.mktemp("quick-results")
-    done = run_cli("run-all", "--config", "quick", "--results", str(results), "--debug", timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (results / "stdout.txt").write_text(done.stdout, encoding="utf-8")
-    return results / "quick"
