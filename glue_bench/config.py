@@ -5,6 +5,7 @@ and the remedy, before anything heavy is imported. Published hyper-parameters co
 and its authors' code; where a default departs from them the field says so.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -252,8 +253,8 @@ def config_names() -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """The file behind --config: a path to a TOML file, or the name of a shipped config. Raises ConfigError."""
-    if name.endswith(".toml") or "/" in name:
+    """The file behind --config: a path to a TOML file or a run's config.json, or a shipped name. Raises ConfigError."""
+    if name.endswith((".toml", ".json")) or "/" in name:
         path = Path(name)
         try:
             if path.is_file():
@@ -271,13 +272,15 @@ def load_config(name: str, assignments: Sequence[str] = ()) -> Config:
     """Read a config by name or path, apply `--set key=value` assignments, check everything. Raises ConfigError."""
     path = find_config(name)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = (json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; give a file that can be read") from None
     except NOT_TOML as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if not isinstance(raw, dict):  # JSON alone may be a list or a number
+        raise ConfigError(f"{path}: no table of settings; give a run's config.json")
     raw.setdefault("name", path.stem)
     for assignment in assignments:
         _assign(raw, assignment)

@@ -1,5 +1,6 @@
 """Settings: every bad value ends in one ConfigError line with the file, the key path and a remedy."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,22 @@ def test_bad_config_files(tmp_path: Path) -> None:
     broken.write_bytes(b"title = '\xff'")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_config(str(broken))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "{", '{"distil": {}}', '{"data": {"seed": NaN}}'])
+def test_bad_configs_of_runs(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.json: "):
+        load_config(str(path))
+
+
+def test_the_config_of_a_run_is_one_to_run(tmp_path: Path) -> None:
+    own = load_config("minilm", ["students.0.layers=[0,1]", "distill.tokens=5"])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(plain(own)), encoding="utf-8")
+    assert load_config(str(path)) == own
+    assert load_config(str(path), ["distill.tokens=6"]).distill.tokens == 6
 
 
 def test_config_is_named_by_its_file(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def time_section(analysis: Analysis) -> str:
 def repeat_command(run: RunFolder) -> str:
     """The command line that repeats a run: its config by name and what differs from the shipped one.
 
-    A run whose config does not ship with the package is repeated from a copy of its TOML file.
+    Where that cannot be said so, or the config does not ship with the package: the config.json beside the report.
     """
     command = ["python", "-m", "glue_bench", "run-all", "--config"]
     name, own = run.config.name, plain(run.config)
@@ -193,7 +193,7 @@ def repeat_command(run: RunFolder) -> str:
     except UserError:
         shipped = {}
     changes = _changes(shipped, own, "") if shipped else None
-    command += [f"{name}.toml"] if changes is None else [name]
+    command += [CONFIG_FILE] if changes is None else [name]
     command += ["--run", run.name] if run.name != name else []
     for key, value in changes or []:
         if key != "title":

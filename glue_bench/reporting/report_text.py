@@ -8,6 +8,7 @@ from glue_bench.reporting.efficiency import disturbed
 from glue_bench.reporting.finding import finding
 from glue_bench.reporting.gate import Gate
 from glue_bench.reporting.tables import code_block, markdown_text, percent
+from glue_bench.store import CONFIG_FILE
 from glue_bench.tasks import TASKS
 
 FIGURES = {
@@ -43,7 +44,7 @@ def report_text(analysis: Analysis, gate: Gate, command: str, figures: tuple[str
         ("Settings", report_background.settings_section(analysis)),
         ("Environment", report_background.environment_section(analysis)),
         ("Wall time", report_background.time_section(analysis)),
-        ("To repeat", code_block(command, "sh")),
+        ("To repeat", _repeat(command)),
     ]
     head = [markdown_text(finding(analysis) + "."), f"# {_title(analysis)}"]
     if run.config.title:
@@ -51,6 +52,11 @@ def report_text(analysis: Analysis, gate: Gate, command: str, figures: tuple[str
     notes = [f"- {markdown_text(note)}" for note in notes_of(analysis)]
     body = [f"## {title}\n\n{text}".rstrip("\n") for title, text in sections if text]
     return "\n\n".join([*head, *(["\n".join(notes)] if notes else []), *body]) + "\n"
+
+
+def _repeat(command: str) -> str:
+    beside = f"`{CONFIG_FILE}` is the file beside this report.\n\n" if f"--config {CONFIG_FILE}" in command else ""
+    return beside + code_block(command, "sh")
 
 
 def _title(analysis: Analysis) -> str:

@@ -14,7 +14,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from synthetic_run import SKILL, change_predictions, copy_run, make_run, reported_run, settings, small_run
 
-from glue_bench.config import config_from, load_config, plain
+from glue_bench.config import load_config, plain
 from glue_bench.data.predictions import Predictions, read_predictions, write_predictions
 from glue_bench.errors import GlueBenchError, UserError
 from glue_bench.records import sealed
@@ -395,8 +395,15 @@ def test_the_command_repeats_what_differs_from_the_shipped_config(tmp_path: Path
     words = shlex.split(command)
     again = load_config("quick", [words[i + 1] for i, word in enumerate(words) if word == "--set"])
     assert plain(again) == plain(own)
-    other = config_from(settings(), "x")
-    assert "--config synthetic.toml" in repeat_command(RunFolder(tmp_path / "mine", "mine", other, {}, ()))
+
+
+def test_what_set_cannot_say_is_repeated_from_the_config_beside_the_report(tmp_path: Path) -> None:
+    store = make_run(tmp_path, reported=False)
+    text = section(build(store.root)["report.md"], "To repeat")
+    assert "run-all --config config.json\n" in text and "`config.json` is the file beside this report" in text
+    assert "beside" not in section(tables_of(store)["report.md"], "To repeat")
+    again = load_config(str(store.root / "config.json"))
+    assert plain(again) == json.loads((store.root / "config.json").read_text(encoding="utf-8"))
 
 
 def test_scores_of_the_diagnostic_set_are_shown_where_it_has_labels(tmp_path: Path) -> None:
