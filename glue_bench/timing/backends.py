@@ -1,4 +1,4 @@
-"""The ways of running a model that are timed, one row each in BACKENDS; a new one is a function and a row.
+"""The ways of running a model that are timed, one row each in BACKENDS; CONTRIBUTING.md says how to add one.
 
 A loader gets the eager fp32 model and gives back a Ready, or raises Unavailable with the reason, which then stands in
 the table in place of a time.
