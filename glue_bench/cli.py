@@ -196,12 +196,19 @@ def _config(options: argparse.Namespace) -> tuple[Config, str]:
     name, why = (options.config, "") if options.config is not None else choose_config()
     options.chosen = name
     config = load_config(name, options.set)
+    if options.run is None:
+        options.run = _run_of(name, config)
     if why:
         why = f"config {name}, chosen because: {why}"
         config = replace(config, title=f"{config.title} (chosen by run-all for this machine)")
     if options.device:
         config = with_machine(config, device=options.device)
     return config, why
+
+
+def _run_of(name: str, config: Config) -> str:
+    """The run that --config alone means: named by the config, or the one whose config.json it is."""
+    return Path(name).resolve().parent.name if Path(name).name == CONFIG_FILE else config.name
 
 
 def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
@@ -213,7 +220,7 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     from glue_bench.preflight import check_parts
     from glue_bench.store import Store
 
-    run_name = check_run_name(config.name if options.run is None else options.run, "--run")
+    run_name = check_run_name(options.run, "--run")
     store = Store(Path(options.results), run_name)
     machine = facts(config.machine)
     memo = HashMemo.load(store.cache / "hashes.json")
@@ -256,7 +263,7 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
 
 def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
     """The flags with which a worker process sees the same plan."""
-    arguments = ["--config", options.config or options.chosen, "--run", options.run or config.name]
+    arguments = ["--config", options.config or options.chosen, "--run", options.run]
     arguments += ["--results", options.results, "--device", config.machine.device]
     return arguments + (["--set", *options.set] if options.set else [])
 
@@ -264,8 +271,7 @@ def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
 def _plan(options: argparse.Namespace, config: Config) -> int:
     from glue_bench.estimate import plan_table
 
-    run_name = check_run_name(config.name if options.run is None else options.run, "--run")
-    _say(plan_table(config, Path(options.results), run_name))
+    _say(plan_table(config, Path(options.results), check_run_name(options.run, "--run")))
     return 0
 
 
@@ -273,7 +279,7 @@ def _folder(options: argparse.Namespace, name: str | None) -> Path:
     """A run's folder by its name (run or published), or by a path. Raises UserError."""
     if name is None:
         chosen = getattr(options, "config", None)
-        name = "quick" if chosen is None else load_config(chosen).name
+        name = "quick" if chosen is None else _run_of(chosen, load_config(chosen))
     if not name:
         raise UserError("the run's name is empty; python -m glue_bench list runs names the runs")
     results = Path(options.results)

@@ -129,6 +129,11 @@ def _check_students(config: "Config", source: str) -> None:
         weights = [student.distill.get(name, getattr(config.distill, name)) for name in LOSS_WEIGHTS]
         if student.layers and not any(weights):
             raise ConfigError(f"{where}: {', '.join(LOSS_WEIGHTS)} are all 0; at least one loss needs a weight")
+        start, frozen = (
+            student.distill.get(name, getattr(config.distill, name)) for name in ("initialisation", "freeze_positions")
+        )
+        if student.layers and start == "random" and frozen:
+            raise ConfigError(f"{where}: freeze_positions would keep random ones; set distill.freeze_positions = false")
         if student.soft_targets and config.teacher.finetuned:
             remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"
             raise ConfigError(f"{where}.soft_targets: needs the teacher's logits on the training set, so {remedy}")

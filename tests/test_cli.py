@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from synthetic_run import make_run, settings
 
 from glue_bench import cli
 
@@ -140,3 +141,13 @@ def test_list(capsys) -> None:
     assert "matthews_correlation" in capsys.readouterr().out
     assert cli.main(["list", "configs"]) == 0
     assert "quick: " in capsys.readouterr().out
+
+
+def test_the_config_of_a_run_means_that_run(tmp_path: Path, capsys) -> None:
+    """Not the one that its config is named after, whose trainings would be redone."""
+    store = make_run(tmp_path, settings(), name="mine")
+    config = str(store.root / "config.json")
+    assert cli.main(["check", "--config", config, "--results", str(tmp_path)]) == 0
+    assert f"{store.root}: gate passed" in capsys.readouterr().out
+    options = cli.build_parser().parse_args(["run-all", "--config", config, "--results", str(tmp_path)])
+    assert cli._config(options)[0].name != options.run == "mine"

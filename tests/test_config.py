@@ -33,6 +33,10 @@ BAD = [
     ({"distill": {"weight_ce": float("inf")}}, "distill.weight_ce: inf is not a finite number"),
     ({"distill": {"ce_positions": "all"}}, "distill.ce_positions: 'all' is not one of attended, masked"),
     ({"distill": {"initialisation": "zeros"}}, "distill.initialisation"),
+    (
+        {"distill": {"freeze_positions": True}, "students": [STUDENT | {"distill": {"initialisation": "random"}}]},
+        "students[0]: freeze_positions would keep random ones",
+    ),
     ({"distill": {"warmup": 1.5}}, "distill.warmup: 1.5 is above the most allowed, 1"),
     ({"distill": {"dropout": 1.0}}, "distill.dropout"),
     ({"distill": {"mask_probability": 0}}, "distill.mask_probability"),

@@ -241,8 +241,8 @@ def test_a_memo_of_hashes_that_lies_is_not_believed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda raw: raw["check"].update(min_retention=None), "--config quick.toml"),
-        (lambda raw: raw["finetune"]["tasks"].clear(), "--config quick.toml"),
+        (lambda raw: raw["check"].update(min_retention=None), "--config config.json"),
+        (lambda raw: raw["finetune"]["tasks"].clear(), "--config config.json"),
         (lambda raw: raw["students"][0].update(layers=[0, 3]), "--config quick --set 'students.0.layers=[0, 3]'"),
         (lambda raw: raw["finetune"].update(epochs=9), "--config quick --set finetune.epochs=9"),
     ],

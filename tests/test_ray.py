@@ -363,9 +363,9 @@ def test_interrupting_ends_the_shards(tmp_path: Path, monkeypatch: pytest.Monkey
     wait = subprocess.Popen.wait
 
     def interrupted(self: subprocess.Popen, timeout: float | None = None) -> int:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and len(list(tmp_path.glob("[12]"))) < 2:
-            time.sleep(0.01)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and [one.read_text()[-1:] for one in tmp_path.glob("[12]")] != ["\n"] * 2:
+            time.sleep(0.01)  # until both have written whole lines
         monkeypatch.setattr(subprocess.Popen, "wait", wait)
         raise KeyboardInterrupt
 

@@ -41,7 +41,8 @@ def write_sequences(
     folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Input], tokenizer: Any
 ) -> dict[str, Any]:
     """Tokenise into `stream` files, cut these into sequences, remove them; returns the manifest's counts."""
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    vocabulary = max(tokenizer.get_vocab().values()) + 1  # more than its words where ids have gaps
+    dtype = np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     backend = rust_tokenizer(tokenizer)
     separators = {
         END: [tokenizer.sep_token_id] if settings["batches"] == "packed" else [],
@@ -56,7 +57,7 @@ def write_sequences(
         boundary = _heldout_start(ends, settings["heldout_fraction"])
         heldout = Stream(stream[boundary:], ends[np.searchsorted(ends, boundary, side="right") :], boundary)
         train = Stream(stream[:boundary], ends[: np.searchsorted(ends, boundary)], 0)
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    counts = np.zeros(vocabulary, dtype=np.int64)
     result: dict[str, Any] = {"dtype": dtype.name, "documents": len(ends)}
     result["train"] = _cut(folder, "train", train, settings, tokenizer, counts)
     result["heldout"] = _cut(folder, "heldout", heldout, settings, tokenizer, None)

@@ -297,6 +297,8 @@ class _Updates:
 
     def _halve(self, step: int) -> None:
         self.model.zero_grad()
+        if step == 0:  # moments that were being made: half of them are no state to go on with
+            self.optimiser.state.clear()
         if self.targets.device.type == "cuda":
             torch.cuda.empty_cache()
         self.micro_batch_size = -(-self.micro_batch_size // 2)

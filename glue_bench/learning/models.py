@@ -97,7 +97,8 @@ def load_classifier(folder: Path, task: Task, *, seed: int) -> PreTrainedModel:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and not name.startswith(inside):
                 module.weight.normal_(0.0, model.config.initializer_range)
-                module.bias.zero_()
+                if module.bias is not None:  # ModernBERT's head has none
+                    module.bias.zero_()
     return model
 
 

@@ -46,6 +46,8 @@ def check_run(
     Runs nothing: a run whose tables are missing, incomplete, older than its settings or edited has not passed.
     Raises UserError where the folder or the baseline cannot be read.
     """
+    if baseline == "":
+        raise UserError("--baseline: the path is empty; give the summary.json of another run, or leave it out")
     thresholds = load_run(folder).config.check
     if thresholds.baseline and baseline is None:
         if not (folder / BASELINE_FILE).is_file():
@@ -98,7 +100,9 @@ def untrusted(folder: Path) -> str:
     for step, fingerprint in record["needs"].items():
         now = read_record(folder / step)
         seal = record.get("seals", {}).get(step)
-        if now is not None and (now["fingerprint"] != fingerprint or (seal and seal_of(now) != seal)):
+        if now is None:
+            return f"{folder / step / RECORD}: missing or unreadable; run the step and report again"
+        if now["fingerprint"] != fingerprint or (seal and seal_of(now) != seal):
             return f"{step} was computed anew since the report was written; run report again"
     return ""
 

@@ -94,6 +94,15 @@ def test_packed_sequences_lose_nothing(tmp_path: Path, tokenizer: BertTokenizer)
     assert manifest["train"] == {"sequences": len(train), "tokens": 16 * len(train), "dropped": 0, "unknown": 0}
 
 
+def test_a_vocabulary_with_a_gap_in_its_ids(tmp_path: Path) -> None:
+    """As of a vocab.txt that has a word twice: the largest id is not below the number of words."""
+    gap = BertTokenizer(vocab={word: i + (word == WORDS[-1]) for i, word in enumerate(WORDS)}, strip_accents=False)
+    one = write_text(tmp_path / "a.txt", [[f"{WORDS[-1]} " * 40] for _ in range(6)])
+    manifest = build_corpus(tmp_path / "cache", SETTINGS, {"text-0": one}, gap)
+    corpus = open_corpus(tmp_path / "cache", manifest["key"])
+    assert len(corpus.counts) == len(WORDS) + 1 and corpus.counts[len(WORDS)] > 0
+
+
 def test_by_length_keeps_documents_apart(tmp_path: Path, tokenizer: BertTokenizer) -> None:
     """A document is a sequence or several; those of 11 tokens or fewer and half-unknown ones are dropped."""
     kept, short = document(10, 5), document(9, 5)

@@ -267,6 +267,25 @@ def test_no_memory_for_the_optimisers_state_halves_the_micro_batch_too(monkeypat
     assert differences(whole, parts) < 1e-8
 
 
+def test_half_made_optimiser_states_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW notes a parameter's step before it has its moments; where these find no room, that is no state."""
+    whole, parts = classifier().double(), classifier().double()
+    train(whole, examples(32), labels(32), RECIPE, None, "test")
+    zeros, calls = torch.zeros_like, []
+
+    def fifth_without_memory(*arguments: Any, **settings: Any) -> Any:
+        if settings.get("memory_format") is torch.preserve_format:  # as AdamW makes them
+            calls.append(1)
+            if len(calls) == 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(*arguments, **settings)
+
+    monkeypatch.setattr(torch, "zeros_like", fifth_without_memory)
+    done = train(parts, examples(32), labels(32), RECIPE, None, "test")
+    assert len(calls) > 5 and done.micro_batch_size == 4
+    assert differences(whole, parts) < 1e-8
+
+
 def test_no_memory_for_one_example_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     small_memory(monkeypatch, 0)
     with pytest.raises(StepError, match="test: out of memory with one example at a time; lower max_length"):

@@ -1,5 +1,6 @@
 """Recorded steps: which shapes are recorded, that each step runs once on its own inputs, and what happens else."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,28 @@ def test_where_recording_fails_all_steps_run_as_they_are() -> None:
     assert recorder.recordings == 1  # it would only fail again
     assert len(steps.notes) == 1
     assert "kernel by kernel, more slowly (RuntimeError: operation not permitted when stream is cap" in steps.notes[0]
+
+
+def test_what_a_failed_recording_allocated_is_gone_when_its_step_runs() -> None:
+    class Held:
+        """Stands for the activations of a recording that ran out of memory."""
+
+    alive: list[weakref.ref] = []
+    found: list[bool] = []
+
+    def record(step: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> Recorded:
+        held = Held()
+        alive.append(weakref.ref(held))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def step(number: Tensor) -> Tensor:
+        found.extend(one() is None for one in alive)
+        return number
+
+    steps = StepGraphs(CPU, record)
+    for _ in range(2):
+        steps.run("narrow", step, torch.tensor(1.0))
+    assert found == [True]
 
 
 def test_no_more_graphs_than_memory_is_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from transformers import (
     BertTokenizer,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -245,6 +246,14 @@ def test_new_classifiers_keep_the_encoder_and_draw_the_head(kind: str, tmp_path:
         1,
         1,
     )
+
+
+def test_a_head_without_biases(tmp_path: Path) -> None:
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ModernBertConfig(vocab_size=40, max_position_embeddings=20, **shape, **special)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    assert load_classifier(tmp_path, TASKS["mnli"], seed=1)(torch.tensor([[2, 6, 3]])).logits.shape == (1, 3)
 
 
 def test_the_head_of_another_task_is_not_kept(folder: Path, tmp_path: Path) -> None:

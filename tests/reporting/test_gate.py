@@ -125,6 +125,8 @@ def test_check_judges_what_is_stored_with_the_thresholds_given() -> None:
     assert check_run(folder, **NOTHING | {"baseline": str(folder / "summary.json")}).passed
     with pytest.raises(UserError, match="absent.json"):
         check_run(folder, **NOTHING | {"baseline": "absent.json"})
+    with pytest.raises(UserError, match="--baseline: the path is empty"):  # an unset variable of a CI script
+        check_run(folder, **NOTHING | {"baseline": ""})
 
 
 def test_check_does_not_trust_edited_or_outdated_tables(tmp_path: Path) -> None:
@@ -171,3 +173,7 @@ def test_a_step_computed_anew_since_the_report_does_not_pass(tmp_path: Path) -> 
     gate = check_run(store.root, **NOTHING)
     assert not gate.passed
     assert gate.reasons[0].startswith("finetune/distil-2/rte/seed-0 was computed anew since the report")
+    for damage in (lambda: path.write_text("{"), path.unlink):
+        damage()
+        gate = check_run(store.root, **NOTHING)
+        assert not gate.passed and "seed-0/record.json: missing or unreadable" in gate.reasons[0]
