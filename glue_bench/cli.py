@@ -87,7 +87,7 @@ def _add_run_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--config", metavar="NAME|FILE.toml", help=f"one of {', '.join(config_names())}, a file, or a run's config.json"
     )
-    sub.add_argument("--run", metavar="NAME", help="folder below --results; default: the config's name")
+    sub.add_argument("--run", metavar="NAME", help="folder below --results; default: the config's name, or its own run")
     sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="override settings")
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: what the config says")
     sub.add_argument("--executor", choices=("local", "ray"), default="local", help="where fine-tunings run")

@@ -22,7 +22,7 @@ from glue_bench.typed import plain as plain
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
-NOT_TOML = (ValueError, RecursionError)  # TOMLDecodeError is one; also numbers of 5,000 digits, lists 1,000 deep
+UNPARSED = (ValueError, RecursionError)  # a decoder's own error is one; also numbers of 5,000 digits, lists 1,000 deep
 
 
 @dataclass(frozen=True)
@@ -271,14 +271,15 @@ def find_config(name: str) -> Path:
 def load_config(name: str, assignments: Sequence[str] = ()) -> Config:
     """Read a config by name or path, apply `--set key=value` assignments, check everything. Raises ConfigError."""
     path = find_config(name)
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        raw = (json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text(encoding="utf-8"))
+        raw = parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; give a file that can be read") from None
-    except NOT_TOML as error:
-        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    except UNPARSED as error:
+        raise ConfigError(f"{path}: not valid {kind}: {error}") from None
     if not isinstance(raw, dict):  # JSON alone may be a list or a number
         raise ConfigError(f"{path}: no table of settings; give a run's config.json")
     raw.setdefault("name", path.stem)
@@ -322,7 +323,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment}: expected key=value, e.g. distill.tokens=1000000")
     try:
         read = tomllib.loads(f"value = {text}")
-    except NOT_TOML:
+    except UNPARSED:
         read = {}
     value = read["value"] if set(read) == {"value"} else text  # more lines would be more settings
     place: Any = raw

@@ -126,13 +126,10 @@ def _check_students(config: "Config", source: str) -> None:
         if any(layer < 0 for layer in student.layers):
             raise ConfigError(f"{where}.layers: layers are counted from 0; got {list(student.layers)}")
         _no_repeats(student.layers, f"{where}.layers")
-        weights = [student.distill.get(name, getattr(config.distill, name)) for name in LOSS_WEIGHTS]
-        if student.layers and not any(weights):
+        distill = vars(config.distill) | dict(student.distill)
+        if student.layers and not any(distill[name] for name in LOSS_WEIGHTS):
             raise ConfigError(f"{where}: {', '.join(LOSS_WEIGHTS)} are all 0; at least one loss needs a weight")
-        start, frozen = (
-            student.distill.get(name, getattr(config.distill, name)) for name in ("initialisation", "freeze_positions")
-        )
-        if student.layers and start == "random" and frozen:
+        if student.layers and distill["freeze_positions"] and distill["initialisation"] == "random":
             raise ConfigError(f"{where}: freeze_positions would keep random ones; set distill.freeze_positions = false")
         if student.soft_targets and config.teacher.finetuned:
             remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"

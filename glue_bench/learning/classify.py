@@ -299,8 +299,7 @@ class _Updates:
         self.model.zero_grad()
         if step == 0:  # moments that were being made: half of them are no state to go on with
             self.optimiser.state.clear()
-        if self.targets.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where there is no CUDA
         self.micro_batch_size = -(-self.micro_batch_size // 2)
         self.notes.append(
             f"out of memory at step {step + 1}: from there in micro-batches of {self.micro_batch_size}, "

@@ -66,8 +66,7 @@ class StepGraphs:
                 self.record = None
                 self.failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
             if recorded is None:  # out of the except block, whose traceback holds what the recording had allocated
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                torch.cuda.empty_cache()  # does nothing where there is no CUDA
                 return step(*inputs)
             self._recorded[shape] = recorded
         for place, values in zip(recorded.inputs, inputs, strict=True):

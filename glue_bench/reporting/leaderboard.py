@@ -152,9 +152,8 @@ def _markdown(rows: list[dict[str, Any]], unreadable: list[str]) -> str:
         "",
         "One row per run and student, best retention first. Retention is the macro over the tasks without WNLI as a "
         "percentage of the teacher's; `tasks` counts those it stands on, `seeds` the fewest on any of them. `data`: "
-        "`full` is all of GLUE's rows, "
-        "`subset` fewer of them, `embedded` the built-in generated tasks, no GLUE results. Rows on different data or "
-        "tasks cannot be compared.",
+        "`full` is all of GLUE's rows, `subset` fewer of them, `embedded` the built-in generated tasks, no GLUE "
+        "results. Rows on different data or tasks cannot be compared.",
         "",
         markdown_table(headers, (_markdown_row(row) for row in rows), left=4) or "No run has been reported yet.\n",
     ]

@@ -55,12 +55,10 @@ def report_text(analysis: Analysis, gate: Gate, command: str, figures: tuple[str
 
 
 def _repeat(command: str) -> str:
-    beside = (
-        f"`{CONFIG_FILE}` is the file beside this report: give its path; cut paths (.../) need --set.\n\n"
-        if f"--config {CONFIG_FILE}" in command
-        else ""
-    )
-    return beside + code_block(command, "sh")
+    block = code_block(command, "sh")
+    if f"--config {CONFIG_FILE}" not in command:
+        return block
+    return f"`{CONFIG_FILE}` is the file beside this report: give its path; cut paths (.../) need --set.\n\n{block}"
 
 
 def _title(analysis: Analysis) -> str:
