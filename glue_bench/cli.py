@@ -220,8 +220,7 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
     from glue_bench.preflight import check_parts
     from glue_bench.store import Store
 
-    run_name = check_run_name(options.run, "--run")
-    store = Store(Path(options.results), run_name)
+    store = Store(Path(options.results), check_run_name(options.run, "--run"))
     machine = facts(config.machine)
     memo = HashMemo.load(store.cache / "hashes.json")
     try:
@@ -238,7 +237,8 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
         _say(f"glue_bench run-all: {chosen or 'config ' + config.name}; {store.root}; {compute}")
         wanted = steps
     else:
-        wanted = with_needs(steps, [step for step in steps if step.stage == options.verb])
+        last = "check" if options.verb == "report" else options.verb  # a new report is judged anew
+        wanted = with_needs(steps, [step for step in steps if step.stage == last])
     shard = Shard(*options.shard)
     if options.executor == "ray" and shard.count > 1:
         raise UserError("--shard: --executor ray deals the fine-tunings out itself; leave one of the two out")
@@ -276,18 +276,18 @@ def _plan(options: argparse.Namespace, config: Config) -> int:
 
 
 def _folder(options: argparse.Namespace, name: str | None) -> Path:
-    """A run's folder by its name (run or published), or by a path. Raises UserError."""
+    """A run's folder by its name, that of a published one as published/NAME, or by a path. Raises UserError."""
     if name is None:
         chosen = getattr(options, "config", None)
         name = "quick" if chosen is None else _run_of(chosen, load_config(chosen))
     if not name:
         raise UserError("the run's name is empty; python -m glue_bench list runs names the runs")
-    results = Path(options.results)
-    candidates = [results / name, results / "published" / name, Path(name)]
-    for folder in candidates:
+    own, published = Path(options.results, name), Path(options.results, "published", name)
+    for folder in (own, Path(name)):
         if is_file(folder / CONFIG_FILE):
             return folder
-    raise UserError(f"{candidates[0]}: no run there; python -m glue_bench list runs names them")
+    hint = f"published/{name} is one" if is_file(published / CONFIG_FILE) else "list runs names them"
+    raise UserError(f"{own}: no run there; {hint}")
 
 
 def _check(options: argparse.Namespace) -> int:

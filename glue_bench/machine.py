@@ -92,13 +92,34 @@ def gpu_names() -> tuple[str, ...]:
         return ()
     try:
         listing = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
     except (OSError, subprocess.SubprocessError):
         return ()
-    return (
-        tuple(line.strip() for line in listing.stdout.splitlines() if line.strip()) if listing.returncode == 0 else ()
-    )
+    lines = listing.stdout.splitlines() if listing.returncode == 0 else []
+    return _visible([tuple(part.strip() for part in line.split(",", 2)) for line in lines if line.count(",") >= 2])
+
+
+def _visible(gpus: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """Names of the (index, uuid, name) that CUDA_VISIBLE_DEVICES leaves, in its order: by index or the uuid's start.
+
+    As CUDA does, nothing counts after the first that is not there. A slice of a GPU (MIG-...), which nvidia-smi does
+    not list here, counts under the first GPU's name.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return tuple(name for _, _, name in gpus)
+    names: list[str] = []
+    for wanted in (part.strip() for part in chosen.split(",")):
+        slices = gpus[:1] if wanted.startswith("MIG-") else []
+        whole = [gpu for gpu in gpus if wanted == gpu[0] or (wanted.startswith("GPU-") and gpu[1].startswith(wanted))]
+        if len(found := slices + whole) != 1:
+            break
+        names.append(found[0][2])
+    return tuple(names)
 
 
 def _torch_is_built_for_cuda() -> bool:

@@ -209,14 +209,25 @@ def _refuse_another_machine(step: Step, known: Mapping[str, str], run: Run) -> N
     now, made = explain(step, known), record["settings"]
     changed = {key for key in made.keys() | step.settings.keys() if made.get(key) != step.settings.get(key)}
     if changed and changed <= MACHINE_SETTINGS and all(record[part] == now[part] for part in ("needs", "inputs")):
-        was = " ".join(f"machine.{key}={made.get(key)}" for key in sorted(changed))
+        was = _machine_of(record, changed, run)
         if run.shard.count > 1:
-            remedy = f"give every shard --set {was}, or run it alone"
+            remedy = f"give every process --set {was}, or run it alone"
             raise UserError(f"{step.name}: done on another kind of machine; {remedy}")
         if all(getattr(run.config.machine, key) in (0, "auto") for key in changed):
-            anew = " ".join(f"machine.{key}={now['settings'].get(key)}" for key in sorted(changed))
+            anew = " ".join(f"machine.{key}={getattr(run, key)}" for key in sorted(changed))
             remedy = f"--set {was} keeps it, --set {anew} trains it anew"
             raise UserError(f"{step.name}: done on another kind of machine; {remedy}")
+
+
+def _machine_of(record: Mapping[str, Any], changed: set[str], run: Run) -> str:
+    """The [machine] under which a step was done, as --set takes it; fine-tunings at once share the run's threads."""
+    was: dict[str, Any] = {"precision": record["settings"].get("precision")} if "precision" in changed else {}
+    if "threads" in changed:
+        threads, own = record["environment"]["threads"], record["settings"]["threads"]
+        was |= {"threads": threads} if threads != run.threads else {}
+        if (jobs := threads // own) != run.config.machine.jobs_per_device:
+            was["jobs_per_device"] = jobs
+    return " ".join(f"machine.{key}={was[key]}" for key in sorted(was))
 
 
 def _refuse_changed_needs(step: Step, run: Run) -> None:

@@ -6,6 +6,8 @@ everything that can change its result and of nothing else: no path and no device
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -268,7 +270,7 @@ def _benchmark(config: Config, facts: Facts, before: Sequence[Step]) -> list[Ste
     inputs = ("prepare/glue/stsb",) if "stsb" in config.data.tasks else ()
     for device, machine in facts.devices.items():
         settings = {**plain(config.benchmark), "models": sources, "device": device, "machine": machine}
-        settings |= {"threads": facts.threads, **_packages(config)}
+        settings |= {"threads": facts.threads, **_packages(config), **_compiler(config)}
         steps.append(Step(f"benchmark/{device}", settings, (*needs, *inputs)))
     return steps + (_int8(config, facts, before) if "onnx-int8" in config.benchmark.backends else [])
 
@@ -299,3 +301,10 @@ def _packages(config: Config) -> dict[str, dict[str, bool]]:
     if not {"onnx", "onnx-int8"} & set(config.benchmark.backends):
         return {}
     return {"packages": {name: find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript")}}
+
+
+def _compiler(config: Config) -> dict[str, bool]:
+    """Where torch.compile is asked for, that the C++ compiler it calls is missing. Nothing where it is there, so that
+    what was timed before this was looked at stays done."""
+    wanted = "compile" in config.benchmark.backends
+    return {"compiler": False} if wanted and shutil.which(os.environ.get("CXX", "g++")) is None else {}

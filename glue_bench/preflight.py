@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glue_bench.config import Config
+from glue_bench.config import Config, load_config
 from glue_bench.errors import UserError
 from glue_bench.inputs import (
     HashMemo,
@@ -61,14 +61,14 @@ def hub_reachable() -> bool:
 
 
 def choose_config() -> tuple[str, str]:
-    """The config of a bare run-all and the reason: paper where an accelerator and the hub (or its cache) are there."""
+    """The config of a bare run-all and the reason: paper where an accelerator and all that it needs are at hand."""
     if not gpu_names():
         return "quick", "no accelerator here"
-    if in_hub_cache("models", "bert-base-uncased", "") or in_hub_cache("models", "google-bert/bert-base-uncased", ""):
-        return "paper", "an accelerator, and bert-base-uncased in the hub's cache"
-    if hub_reachable():
-        return "paper", "an accelerator and the hub are here"
-    return "quick", "an accelerator, but neither the hub nor its cache"
+    try:
+        check_parts(load_config("paper"))
+    except UserError:
+        return "quick", "an accelerator, but neither the hub nor all that paper needs in its cache"
+    return "paper", "an accelerator is here, and what it needs in the hub or its cache"
 
 
 def check_parts(config: Config, *, prepared: bool = False) -> None:

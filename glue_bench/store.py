@@ -216,8 +216,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that takes the place of `path` when the block ends well."""
-    temporary = _temporary(path)
+    """Yield an empty temporary folder that takes the place of `path` when the block ends well, else leaves it be."""
+    temporary, old = _temporary(path), _temporary(path)
     try:
         refuse_link(path)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -225,14 +225,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for written in [*temporary.rglob("*"), temporary]:  # a record must not reach the disk before what it lists
             _flush(written)
-        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        _take_place(temporary, path, old)
     except Exception as error:
         if (os_error := _as_os_error(error)) is None:
             raise
         raise StepError(describe_os_error(os_error, path)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(new: Path, path: Path, old: Path) -> None:
+    """Rename a folder to `path`; what stands there is moved aside to `old`, removed last, and put back on a failure."""
+    try:
+        if path.exists():
+            path.replace(old)
+        new.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

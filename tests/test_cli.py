@@ -92,6 +92,9 @@ def test_bare_run_all_picks_quick_without_an_accelerator(monkeypatch) -> None:
     monkeypatch.setattr(preflight, "gpu_names", lambda: ("GPU",))
     monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: True)
     assert preflight.choose_config()[0] == "paper"
+    monkeypatch.setattr(preflight, "in_hub_cache", lambda kind, name, _: "bert-base" in name)
+    monkeypatch.setattr(preflight, "hub_reachable", lambda: False)
+    assert preflight.choose_config()[0] == "quick", "a cache that lacks the rest of what paper needs"
     monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: False)
     monkeypatch.setattr(preflight, "hub_reachable", lambda: True)
     assert preflight.choose_config()[0] == "paper"
@@ -151,3 +154,13 @@ def test_the_config_of_a_run_means_that_run(tmp_path: Path, capsys) -> None:
     assert f"{store.root}: gate passed" in capsys.readouterr().out
     options = cli.build_parser().parse_args(["run-all", "--config", config, "--results", str(tmp_path)])
     assert cli._config(options)[0].name != options.run == "mine"
+
+
+@pytest.mark.parametrize("verb", [["check", "--run"], ["verify"], ["publish"]])
+def test_a_published_run_never_stands_in_for_one_that_is_not_there(verb: list[str], tmp_path: Path, capsys) -> None:
+    """A CI whose own run was not made must not be told that the reference run has passed."""
+    make_run(tmp_path / "published", settings(), name="mine")
+    results = ["--results", str(tmp_path)]
+    assert cli.main([*verb, "mine", *results]) == 2
+    assert "no run there; published/mine is one" in capsys.readouterr().err
+    assert cli.main(["check", "--run", "published/mine", *results]) == 0

@@ -5,7 +5,6 @@ import shutil
 import sys
 import threading
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,11 +45,10 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 ALL = Shard(1, 1)
 
 
-def make_run(folder: Path, shard: Shard = ALL) -> tuple[Run, list[str]]:
+def make_run(folder: Path, shard: Shard = ALL, threads: int = 1, *changes: str) -> tuple[Run, list[str]]:
     lines: list[str] = []
-    return Run(
-        Store(folder, "run"), load_config("quick"), "cpu", 1, "fp32", shard, lines.append, shard.count > 1
-    ), lines
+    config = load_config("quick", changes)
+    return Run(Store(folder, "run"), config, "cpu", threads, "fp32", shard, lines.append, shard.count > 1), lines
 
 
 def test_second_run_computes_nothing(tmp_path: Path, computed: list[str]) -> None:
@@ -232,8 +230,8 @@ def test_a_shard_on_another_kind_of_machine_does_not_train_again(
             Step("finetune/small/rte/seed-0", {"threads": threads // jobs}, ("distill/small",)),
         )
 
-    assert run_steps(steps(64, 9), steps(64, 9), make_run(tmp_path)[0])
-    first, second = (make_run(tmp_path, Shard(index, 2))[0] for index in (1, 2))
+    assert run_steps(steps(64, 9), steps(64, 9), make_run(tmp_path, threads=64)[0])
+    first, second = (make_run(tmp_path, Shard(index, 2), 8)[0] for index in (1, 2))
     with pytest.raises(UserError, match="pretrain/teacher: done on another kind of machine.*machine.threads=64"):
         run_steps(steps(8, 9), steps(8, 9), first)
     with pytest.raises(UserError, match="finetune/small/rte/seed-0: done on another kind of machine"):
@@ -243,12 +241,30 @@ def test_a_shard_on_another_kind_of_machine_does_not_train_again(
     with pytest.raises(UserError, match="finetune/small/rte/seed-0: done on another kind of machine"):
         run_steps((*steps(8, 10, jobs=2), report), (*steps(8, 10, jobs=2), report), second)
     with pytest.raises(UserError, match="--set machine.threads=8 keeps it, --set machine.threads=64 trains it anew"):
-        run_steps(steps(64, 10), steps(64, 10), make_run(tmp_path)[0])  # one process, by another number of cores
+        run_steps(steps(64, 10), steps(64, 10), make_run(tmp_path, threads=64)[0])  # by another number of cores
     assert computed.count("distill/small") == 2
-    run, _ = make_run(tmp_path)
-    asked = replace(run, config=load_config("quick", ["machine.threads=64"]))
+    asked, _ = make_run(tmp_path, ALL, 64, "machine.threads=64")
     assert run_steps(steps(64, 10), steps(64, 10), asked), "by the user's own setting"
     assert computed.count("distill/small") == 3
+
+
+def test_more_jobs_at_once_name_a_remedy_that_works(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs share the threads; fine-tunings done one at a time are kept by machine.jobs_per_device, not threads."""
+    monkeypatch.setattr(pipeline, "_rehearse", lambda *_: None)
+
+    def steps(job_threads: int) -> tuple[Step, ...]:
+        machine = {"threads": job_threads, "precision": "fp32"}
+        pretrain = Step("pretrain/teacher", {"threads": 8, "precision": "fp32"})
+        return pretrain, Step("finetune/teacher/rte/seed-0", machine, ("pretrain/teacher",))
+
+    assert run_steps(steps(8), steps(8), make_run(tmp_path, threads=8)[0])
+    one_of_two = make_run(tmp_path, Shard(1, 2), 8, "machine.jobs_per_device=2")[0]
+    with pytest.raises(UserError, match="give every process --set machine.jobs_per_device=1, or run it alone"):
+        run_steps(steps(4), steps(4), one_of_two)
+    assert run_steps(steps(8), steps(8), make_run(tmp_path, Shard(1, 2), 8, "machine.jobs_per_device=1")[0])
+    assert len(computed) == 2, "kept"
 
 
 def test_finished_training_leaves_the_checkpoints_of_other_settings(

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from glue_bench import plan as planning
 from glue_bench.config import config_from, load_config, plain
 from glue_bench.inputs import HashMemo
 from glue_bench.machine import Facts
@@ -212,3 +213,17 @@ def test_what_was_skipped_for_want_of_packages_is_redone_once_they_are_there(mon
     changed_steps = {name for name in there if there[name] != without[name]}
     assert {"benchmark/cpu", "benchmark/int8/teacher/rte"} < changed_steps
     assert not any(name.startswith(("finetune", "distill", "prepare", "pretrain")) for name in changed_steps)
+
+
+def test_what_was_skipped_for_want_of_a_compiler_is_redone_once_there_is_one(monkeypatch) -> None:
+    """And what was timed with one stays done."""
+    compiled = "benchmark.backends=['eager','compile']"
+    monkeypatch.setattr(planning.shutil, "which", lambda name: None)
+    without = marks(assignments=(compiled,))
+    eager = marks()
+    monkeypatch.setattr(planning.shutil, "which", lambda name: f"/bin/{name}")
+    there = marks(assignments=(compiled,))
+    assert {name for name in there if there[name] != without[name]} == {"benchmark/cpu"} | AFTER_ALL
+    assert eager == marks(), "no row needs a compiler"
+    monkeypatch.setenv("CXX", "/bin/clang++")
+    assert there == marks(assignments=(compiled,))

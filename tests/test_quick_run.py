@@ -4,6 +4,7 @@ All tests of that run are in this file: a file's tests stay in one process, so t
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_check_judges_what_is_stored(quick_run: Path) -> None:
 def test_verify_and_publish(quick_run: Path, tmp_path: Path) -> None:
     verified = run_cli("verify", "quick", "--results", str(quick_run.parent))
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.slow
+def test_a_new_report_is_judged_anew(quick_run: Path, tmp_path: Path) -> None:
+    """The verdict belongs to the very report that it judged: an older one would not verify."""
+    shutil.copytree(quick_run, tmp_path / "quick")
+    for verb in (["report", "--config", "quick"], ["verify", "quick"]):
+        done = run_cli(*verb, "--results", str(tmp_path))
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

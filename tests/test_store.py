@@ -113,6 +113,33 @@ def test_atomic_folder_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_an_interrupt_while_a_folder_takes_anothers_place_never_loses_both(
+    fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    with atomic_folder(target) as folder:
+        (folder / "old").write_text("1", encoding="utf-8")
+    replace, calls = Path.replace, []
+
+    def interrupted(self: Path, other: Path) -> Path:
+        calls.append(other)
+        if len(calls) == fails_at:
+            raise KeyboardInterrupt
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
+        (folder / "new").write_text("2", encoding="utf-8")
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    monkeypatch.undo()
+    with atomic_folder(target) as folder:
+        (folder / "new").write_text("2", encoding="utf-8")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside.txt"
     outside.write_text("precious", encoding="utf-8")

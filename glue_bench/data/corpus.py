@@ -146,6 +146,7 @@ def record_corpus(
     store: Store, settings: Mapping[str, Any], inputs: Mapping[str, Input], tokenizer: Any, tokenizer_step: str
 ) -> dict[str, Any]:
     """build_corpus into the store's cache, and corpus.json in the step's folder; returns the step's result."""
+    inputs = {name: _resolved(one) for name, one in inputs.items()}  # so that a lost cache is made of the same text
     manifest = build_corpus(store.cache / "corpus", settings, inputs, tokenizer)
     result = {name: manifest[name] for name in ("key", "documents", "train", "heldout", "texts")}
     rebuilt_from = {

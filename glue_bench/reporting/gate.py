@@ -241,10 +241,15 @@ def _hold_against(
     if stored is None:
         met.append(f"{student}: not in the baseline")
         return
-    for key, what in (("data", "data"), ("tasks", "tasks")):
+    for key in ("data", "tasks"):
         if summary.get(key) != baseline.get(key):
-            failures.append(f"{student}: no comparison with the baseline: its {what} are {baseline.get(key)}")
+            failures.append(f"{student}: no comparison with the baseline: its {key} are {baseline.get(key)}")
             return
+    tasks = summary.get("tasks", ())
+    lacking = set(model.get("retention_tasks", tasks)) - set(stored.get("retention_tasks", tasks))
+    if lacking := [TASKS[task].title for task in tasks if task in lacking]:
+        failures.append(f"{student}: no comparison with the baseline: its retention lacks {', '.join(lacking)}")
+        return
     before = _end(stored.get("retention"), "value")
     if not isinstance(before, float):
         failures.append(f"{student}: the baseline has no retention for it")

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glue_bench.config import Config, config_from, distill_settings, task_settings
+from glue_bench.config import Config, config_from, distill_settings, plain, task_settings
 from glue_bench.data.glue import data_completeness
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import UserError, redo
@@ -168,12 +168,17 @@ def load_run(root: Path, name: str = "") -> RunFolder:
             continue
         records[step] = record
         waiting += record["needs"]
-    cuda = read_record(root / "benchmark/cuda")
-    if cuda and all(need in records and records[need]["fingerprint"] == known for need, known in cuda["needs"].items()):
-        records["benchmark/cuda"] = cuda  # else it timed networks that have changed since, on another machine
+    if (cuda := read_record(root / "benchmark/cuda")) and _is_current(cuda, config, records):
+        records["benchmark/cuda"] = cuda
     ordered = {step: records[step] for step in sorted(records)}
     damaged = tuple(sorted(step for step, stands in missing.items() if stands))
     return RunFolder(root, name or root.resolve().name, config, ordered, tuple(sorted(missing)), damaged)
+
+
+def _is_current(cuda: Mapping[str, Any], config: Config, records: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether timings on CUDA, perhaps another machine's, are of the networks and settings that the run has now."""
+    networks = all(need in records and records[need]["fingerprint"] == known for need, known in cuda["needs"].items())
+    return networks and all(cuda["settings"].get(key) == value for key, value in plain(config.benchmark).items())
 
 
 def load_intact_run(root: Path) -> RunFolder:

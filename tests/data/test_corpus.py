@@ -14,6 +14,7 @@ import pytest
 import zstandard
 from transformers import BertTokenizer, RobertaTokenizer
 
+from glue_bench.data import corpus as corpus_module
 from glue_bench.data import text as text_module
 from glue_bench.data import tokenising
 from glue_bench.data.corpus import (
@@ -479,6 +480,21 @@ def test_hub_text_is_read_up_to_its_cap(
     assert cache_key(SETTINGS | {"max_hub_tokens": 0}, {"text-0": hub}, tokenizer) == cache_key(
         SETTINGS, {"text-0": hub}, tokenizer
     )
+
+
+def test_a_lost_cache_is_made_anew_from_the_commit_it_was_made_of(
+    tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from what the hub has under that name today."""
+    commits = iter(["1f", "2e", "3d"])
+    monkeypatch.setattr(corpus_module, "hub_commit", lambda location: location.partition("@")[2] or next(commits))
+    monkeypatch.setattr(text_module, "_hub_rows", hub_rows({}, 30))
+    settings = SETTINGS | {"max_hub_tokens": 200}
+    store = Store(tmp_path, "run")
+    made = record_corpus(store, settings, {"text-0": Input("hub:a/b", "hub:a/b")}, tokenizer, "prepare/weights/t")
+    assert made["texts"] == {"text-0": "hub:a/b@1f"}
+    shutil.rmtree(store.cache / "corpus")
+    assert corpus_of(store, lambda _: tokenizer).manifest["texts"] == {"text-0": "hub:a/b@1f"}
 
 
 def test_hub_texts_share_their_cap(tmp_path: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

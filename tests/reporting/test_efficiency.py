@@ -111,6 +111,16 @@ def test_cuda_is_reported_where_it_was_timed(tmp_path: Path) -> None:
     assert "no CUDA device" not in tables["report.md"]
 
 
+def test_timings_on_cuda_under_other_settings_are_not_reported(tmp_path: Path) -> None:
+    """They may come from another machine, which alone could time anew; the CPU's would be of the new settings."""
+    store = copy_run(tmp_path)
+    assert "benchmark/cuda" in timed(store, replace(TEACHER, device="cuda"), device="cuda").records
+    config = json.loads((store.root / "config.json").read_text())
+    config["benchmark"]["examples"] += 1
+    (store.root / "config.json").write_text(json.dumps(config))
+    assert "benchmark/cuda" not in load_run(store.root).records
+
+
 def test_skipped_rows_say_why(tmp_path: Path) -> None:
     skipped = replace(STUDENT, backend="compile", samples_s=(), pass_s=(), skipped="no C++ compiler | here")
     run = timed(copy_run(tmp_path), TEACHER, STUDENT, skipped)

@@ -108,6 +108,8 @@ def test_the_baseline() -> None:
     for change in ({"data": "subset"}, {"tasks": ["rte"]}):
         gate = judge(summary(), ROWS, thresholds, summary() | change)
         assert not gate.passed and "no comparison" in gate.reasons[0]
+    gate = judge(summary(), ROWS, thresholds, summary(retention_tasks=["rte"]))  # a part of the tasks: another macro
+    assert not gate.passed and "no comparison" in gate.reasons[0] and "SST-2" in gate.reasons[0]
     other = summary()
     other["models"]["another"] = other["models"].pop("small")
     gate = judge(summary(), ROWS, thresholds, other)
