@@ -193,7 +193,7 @@ def _config(options: argparse.Namespace) -> tuple[Config, str]:
     """The config of the flags, and why it was chosen where the tool chose it."""
     from glue_bench.preflight import choose_config
 
-    name, why = (options.config, "") if options.config is not None else choose_config()
+    name, why = (options.config, "") if options.config is not None else choose_config(Path(options.results))
     options.chosen = name
     config = load_config(name, options.set)
     if options.run is None:
@@ -346,7 +346,7 @@ def _list(options: argparse.Namespace) -> int:
             _say(f"{name:12} {load_config(name).title}")
     else:
         results = Path(options.results)
-        folders = [*results.glob("*/config.json"), *(results / "published").glob("*/config.json")]
+        folders = [*results.glob("[!.]*/config.json"), *(results / "published").glob("[!.]*/config.json")]
         for path in sorted(folders):
             state = "complete" if _is_complete(path.parent / "summary.json") else "unfinished"
             _say(f"{path.parent.relative_to(results)}  {state}")

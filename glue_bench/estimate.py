@@ -4,7 +4,9 @@ A step that ran here tells its own time. For the others the guess is floating-po
 token in training, 2 in inference) over a nominal rate of the machine: good to a factor of two or three, and said so.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from glue_bench.config import Config
 from glue_bench.inputs import HashMemo, in_hub_cache, text_kinds, weights_folder, weights_kind
@@ -13,7 +15,7 @@ from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
 from glue_bench.plan import Step, plan
 from glue_bench.sources import HUB_DATASET
-from glue_bench.store import Store
+from glue_bench.store import Store, kept_weights
 from glue_bench.work import fine_tuning_tokens
 
 # FLOP/s that a training step really reaches, per core (a Zen 3 core's fp32 products: 57e9, measured) or device.
@@ -39,7 +41,7 @@ def plan_table(config: Config, results: Path, run_name: str) -> str:
         record = store.record(step.name) or {}
         done = state.kind == "done"
         seconds = record.get("seconds", 0.0) if done else guess_seconds(step, config, machine)
-        size = sum(one["bytes"] for one in record["outputs"].values()) if done else guess_bytes(step, config)
+        size = _kept_bytes(store, step, record) if done else guess_bytes(step, config)
         download = "" if done else guess_download(step, config)
         total_s += 0 if done else seconds
         total_bytes += 0 if done else size
@@ -47,8 +49,15 @@ def plan_table(config: Config, results: Path, run_name: str) -> str:
         why = f"  ({state.why})" if state.why else ""
         time_and_disk = f"{mark + _duration(seconds):>9}  {mark + _size(size):>8}"
         lines.append(f"{step.name:44} {state.kind:8} {time_and_disk}  {download}{why}")
-    lines.append(f"to do: about {_duration(total_s)} (within a factor of three), {_size(total_bytes)} of disk")
+    disk = f"{_size(total_bytes)} of disk (before report removes fine-tuned weights, see finetune.keep_weights)"
+    lines.append(f"to do: about {_duration(total_s)} (within a factor of three), {disk}")
     return "\n".join(lines)
+
+
+def _kept_bytes(store: Store, step: Step, record: Mapping[str, Any]) -> float:
+    """What a finished step has on disk, fine-tuned weights included where they are still there."""
+    kept = kept_weights(store.folder(step.name), record)
+    return float(sum(one["bytes"] for one in (*record["outputs"].values(), *kept.values())))
 
 
 def encoder_parameters(config: Config) -> float:
@@ -76,7 +85,8 @@ def guess_seconds(step: Step, config: Config, machine: Facts) -> float:
     rate = RATE_PER_GPU if "cuda" in machine.devices else _rate_per_core(machine.precision) * machine.threads
     parameters = encoder_parameters(config)
     if step.stage in ("pretrain", "distill"):
-        limits = [step.settings["tokens"], step.settings["epochs"] * text_tokens(config)]
+        epochs = step.settings["epochs"]
+        limits = [step.settings["tokens"], epochs * text_tokens(config) if epochs else 0.0]
         tokens = min((limit for limit in limits if limit), default=0.0)
         work = 5.0 if step.stage == "distill" else 2.0 if step.settings.get("freeze_encoder") else 6.0
         return tokens * parameters * work / rate
@@ -102,8 +112,9 @@ def text_tokens(config: Config) -> float:
 
 
 def guess_bytes(step: Step, config: Config) -> float:
-    """A rough size of what a step leaves on disk."""
-    if step.stage in ("pretrain", "distill") or step.name.startswith("prepare/weights"):
+    """A rough size of what a step leaves on disk, as if every row were of the teacher's size."""
+    trained = step.stage in ("pretrain", "distill") or (step.stage == "finetune" and "epochs" in step.settings)
+    if trained or step.name.startswith("prepare/weights"):
         return 6.0 * encoder_parameters(config)
     if step.name == "prepare/corpus":
         return 2.0 * text_tokens(config)  # two bytes a token in the cache

@@ -40,7 +40,7 @@ def worker_environments(jobs_per_device: int, device: str) -> list[dict[str, str
     if not gpus:
         return [{} for _ in range(jobs_per_device)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(len(gpus))]
+    names = visible.split(",")[: len(gpus)] if visible else [str(i) for i in range(len(gpus))]
     return [{"CUDA_VISIBLE_DEVICES": name} for name in names for _ in range(jobs_per_device)]
 
 

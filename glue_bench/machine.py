@@ -85,11 +85,16 @@ def has_amx() -> bool:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Names of the visible NVIDIA GPUs, by nvidia-smi; empty where there are none."""
+    """Names of the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible, by nvidia-smi; empty where there are none."""
+    return _visible(_gpus())
+
+
+def _gpus() -> list[tuple[str, ...]]:
+    """(index, uuid, name) of the machine's NVIDIA GPUs; empty where none of them may be used."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1") or not Path("/dev/nvidiactl").exists():
-        return ()
+        return []
     if not _torch_is_built_for_cuda():
-        return ()
+        return []
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
@@ -98,9 +103,9 @@ def gpu_names() -> tuple[str, ...]:
             timeout=20,
         )
     except (OSError, subprocess.SubprocessError):
-        return ()
+        return []
     lines = listing.stdout.splitlines() if listing.returncode == 0 else []
-    return _visible([tuple(part.strip() for part in line.split(",", 2)) for line in lines if line.count(",") >= 2])
+    return [tuple(part.strip() for part in line.split(",", 2)) for line in lines if line.count(",") >= 2]
 
 
 def _visible(gpus: list[tuple[str, ...]]) -> tuple[str, ...]:
@@ -149,7 +154,7 @@ def environment(threads: int, precision: str) -> Environment:
         cpu=cpu_name(),
         cores=core_count(),
         memory_gb=round(pages / 1e9, 1),
-        devices=gpu_names(),
+        devices=tuple(name for _, _, name in _gpus()),  # of the machine: each of several jobs may see one alone
         threads=threads,
         precision=precision,
         versions=versions,

@@ -17,7 +17,7 @@ from typing import Any
 from glue_bench.config import Config, plain
 from glue_bench.errors import StepError, UserError, redo
 from glue_bench.locks import lock
-from glue_bench.machine import environment
+from glue_bench.machine import environment, gpu_names
 from glue_bench.plan import STAGE_VERSIONS, Step, checkpoint_key, explain, fingerprints
 from glue_bench.records import seal_of, sealed
 from glue_bench.store import (
@@ -209,25 +209,28 @@ def _refuse_another_machine(step: Step, known: Mapping[str, str], run: Run) -> N
     now, made = explain(step, known), record["settings"]
     changed = {key for key in made.keys() | step.settings.keys() if made.get(key) != step.settings.get(key)}
     if changed and changed <= MACHINE_SETTINGS and all(record[part] == now[part] for part in ("needs", "inputs")):
-        was = _machine_of(record, changed, run)
+        was = _machine_of(step, record, changed, run)
         if run.shard.count > 1:
-            remedy = f"give every process --set {was}, or run it alone"
+            remedy = f"give every process {was}, or run it alone"
             raise UserError(f"{step.name}: done on another kind of machine; {remedy}")
         if all(getattr(run.config.machine, key) in (0, "auto") for key in changed):
             anew = " ".join(f"machine.{key}={getattr(run, key)}" for key in sorted(changed))
-            remedy = f"--set {was} keeps it, --set {anew} trains it anew"
+            remedy = f"{was} keeps it, --set {anew} trains it anew"
             raise UserError(f"{step.name}: done on another kind of machine; {remedy}")
 
 
-def _machine_of(record: Mapping[str, Any], changed: set[str], run: Run) -> str:
-    """The [machine] under which a step was done, as --set takes it; fine-tunings at once share the run's threads."""
+def _machine_of(step: Step, record: Mapping[str, Any], changed: set[str], run: Run) -> str:
+    """The flags under which a step was done. Fine-tunings at once share the run's threads on a CPU, not on a GPU."""
     was: dict[str, Any] = {"precision": record["settings"].get("precision")} if "precision" in changed else {}
-    if "threads" in changed:
-        threads, own = record["environment"]["threads"], record["settings"]["threads"]
-        was |= {"threads": threads} if threads != run.threads else {}
-        if (jobs := threads // own) != run.config.machine.jobs_per_device:
-            was["jobs_per_device"] = jobs
-    return " ".join(f"machine.{key}={was[key]}" for key in sorted(was))
+    threads = record["environment"]["threads"]
+    jobs = threads // record["settings"]["threads"] if step.stage == "finetune" and "threads" in changed else 1
+    on_gpu = run.device != "cpu" and bool(gpu_names())
+    if "threads" in changed and threads != run.threads:
+        was["threads"] = threads
+    if "threads" in changed and step.stage == "finetune" and jobs != run.config.machine.jobs_per_device:
+        was |= {"jobs_per_device": jobs} if jobs > 1 or not on_gpu else {}
+    flags = ["--device cpu"] if on_gpu and jobs > 1 else []
+    return " ".join([*flags, *(["--set", *(f"machine.{key}={was[key]}" for key in sorted(was))] if was else [])])
 
 
 def _refuse_changed_needs(step: Step, run: Run) -> None:

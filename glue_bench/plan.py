@@ -270,7 +270,7 @@ def _benchmark(config: Config, facts: Facts, before: Sequence[Step]) -> list[Ste
     inputs = ("prepare/glue/stsb",) if "stsb" in config.data.tasks else ()
     for device, machine in facts.devices.items():
         settings = {**plain(config.benchmark), "models": sources, "device": device, "machine": machine}
-        settings |= {"threads": facts.threads, **_packages(config), **_compiler(config)}
+        settings |= {"threads": facts.threads, **_packages(config), **(_compiler(config) if device == "cpu" else {})}
         steps.append(Step(f"benchmark/{device}", settings, (*needs, *inputs)))
     return steps + (_int8(config, facts, before) if "onnx-int8" in config.benchmark.backends else [])
 

@@ -30,6 +30,7 @@ from glue_bench.machine import gpu_names
 from glue_bench.model_folder import check_model_folder, check_sequence_length, longest_sequence, model_config, size_of
 from glue_bench.plan import needs_corpus
 from glue_bench.sources import HUB_DATASET, source_kind
+from glue_bench.store import CONFIG_FILE
 
 HUB_TIMEOUT_S = 3.0
 WAYS_OUT = (
@@ -60,10 +61,15 @@ def hub_reachable() -> bool:
     return bool(answer and answer[0])
 
 
-def choose_config() -> tuple[str, str]:
-    """The config of a bare run-all and the reason: paper where an accelerator and all that it needs are at hand."""
+def choose_config(results: Path) -> tuple[str, str]:
+    """The config of a bare run-all and the reason: paper where an accelerator and all that it needs are at hand.
+
+    A run of paper that was begun in `results` goes on: once prepared it needs no hub.
+    """
     if not gpu_names():
         return "quick", "no accelerator here"
+    if (results / "paper" / CONFIG_FILE).is_file():
+        return "paper", "an accelerator, and a run of paper that was begun"
     try:
         check_parts(load_config("paper"))
     except UserError:

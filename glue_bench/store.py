@@ -232,10 +232,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise StepError(describe_os_error(os_error, path)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
 
 
 def _take_place(new: Path, path: Path, old: Path) -> None:
-    """Rename a folder to `path`; what stands there is moved aside to `old`, removed last, and put back on a failure."""
+    """Rename a folder to `path`; what stands there is moved aside to `old`, and put back on a failure."""
     try:
         if path.exists():
             path.replace(old)
@@ -244,7 +246,6 @@ def _take_place(new: Path, path: Path, old: Path) -> None:
         if old.exists() and not path.exists():
             old.rename(path)
         raise
-    old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

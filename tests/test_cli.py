@@ -83,23 +83,26 @@ def test_hub_configs_without_a_network_name_every_missing_part(config: str, tmp_
     assert message.count("\n") == 2
 
 
-def test_bare_run_all_picks_quick_without_an_accelerator(monkeypatch) -> None:
+def test_bare_run_all_picks_quick_without_an_accelerator(tmp_path, monkeypatch) -> None:
     from glue_bench import preflight
 
     monkeypatch.setattr(preflight, "gpu_names", lambda: ())
     monkeypatch.setattr(preflight, "hub_reachable", lambda: pytest.fail("the hub must not be asked"))
-    assert preflight.choose_config() == ("quick", "no accelerator here")
+    assert preflight.choose_config(tmp_path) == ("quick", "no accelerator here")
     monkeypatch.setattr(preflight, "gpu_names", lambda: ("GPU",))
     monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: True)
-    assert preflight.choose_config()[0] == "paper"
+    assert preflight.choose_config(tmp_path)[0] == "paper"
     monkeypatch.setattr(preflight, "in_hub_cache", lambda kind, name, _: "bert-base" in name)
     monkeypatch.setattr(preflight, "hub_reachable", lambda: False)
-    assert preflight.choose_config()[0] == "quick", "a cache that lacks the rest of what paper needs"
+    assert preflight.choose_config(tmp_path)[0] == "quick", "a cache that lacks the rest of what paper needs"
+    (tmp_path / "begun/paper").mkdir(parents=True)
+    (tmp_path / "begun/paper/config.json").touch()
+    assert preflight.choose_config(tmp_path / "begun")[0] == "paper", "prepared with a hub, it goes on without"
     monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: False)
     monkeypatch.setattr(preflight, "hub_reachable", lambda: True)
-    assert preflight.choose_config()[0] == "paper"
+    assert preflight.choose_config(tmp_path)[0] == "paper"
     monkeypatch.setattr(preflight, "hub_reachable", lambda: False)
-    assert preflight.choose_config()[0] == "quick"
+    assert preflight.choose_config(tmp_path)[0] == "quick"
 
 
 def test_hub_is_never_asked_when_offline(monkeypatch) -> None:

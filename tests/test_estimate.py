@@ -52,3 +52,18 @@ def test_the_smaller_budget_is_guessed() -> None:
     assert times[900_000, 100.0] == times[900_000, 0.0] > 0
     student, config = step_of("distill/distil-2", "distill.tokens=0")
     assert guess_seconds(student, config, FACTS) == 0
+
+
+def test_every_fine_tuning_leaves_weights_until_the_report() -> None:
+    """Of all models and seeds at once: what fills a disk after hours."""
+    cell, config = step_of("finetune/teacher/rte/seed-0")
+    weights, _ = step_of("prepare/weights/teacher")
+    assert guess_bytes(cell, config) == guess_bytes(weights, config) > 1e6
+    assert guess_bytes(step_of("finetune/majority/rte/seed-0")[0], config) == 1e6
+
+
+def test_text_that_nothing_reads_need_not_be_there() -> None:
+    """Layers merely copied."""
+    nothing = ("pretrain.tokens=0", "pretrain.epochs=0", "distill.tokens=0", "distill.epochs=0")
+    student, config = step_of("distill/distil-2", *nothing, "corpus.text=/nonexistent/x.txt")
+    assert guess_seconds(student, config, FACTS) == 0

@@ -48,3 +48,4 @@ def test_gpus_that_the_environment_hides_are_not_counted(visible, names, monkeyp
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.gpu_names() == names
+    assert machine.environment(1, "fp32").devices == (("H200", "A10", "H200") if visible not in ("", "-1") else ())

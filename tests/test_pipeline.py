@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,29 @@ def test_more_jobs_at_once_name_a_remedy_that_works(
         run_steps(steps(4), steps(4), one_of_two)
     assert run_steps(steps(8), steps(8), make_run(tmp_path, Shard(1, 2), 8, "machine.jobs_per_device=1")[0])
     assert len(computed) == 2, "kept"
+
+
+def test_another_number_of_cores_is_no_other_number_of_jobs(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs at once on 64 cores, then on 8; a training before them has all of the threads; then a GPU."""
+    monkeypatch.setattr(pipeline, "_rehearse", lambda *_: None)
+
+    def steps(threads: int, job_threads: int) -> tuple[Step, ...]:
+        pretrain = Step("pretrain/teacher", {"threads": threads, "precision": "fp32"})
+        return pretrain, Step("finetune/teacher/rte/seed-0", {"threads": job_threads}, ("pretrain/teacher",))
+
+    two = "machine.jobs_per_device=2"
+    assert run_steps(steps(64, 32), steps(64, 32), make_run(tmp_path, ALL, 64, two)[0])
+    small, shard = make_run(tmp_path, ALL, 8, two)[0], make_run(tmp_path, Shard(1, 2), 8, two)[0]
+    with pytest.raises(UserError, match="teacher: done on another kind of machine; --set machine.threads=64 keeps it"):
+        run_steps(steps(8, 4), steps(8, 4), small)
+    with pytest.raises(UserError, match="seed-0: done on another kind.*; give every process --set machine.threads=64,"):
+        run_steps(steps(64, 4), steps(64, 4), shard)
+    monkeypatch.setattr(pipeline, "gpu_names", lambda: ("H200",))
+    gpu = replace(shard, device="auto", threads=64)
+    with pytest.raises(UserError, match="seed-0: done on another kind of machine; give every process --device cpu, or"):
+        run_steps(steps(64, 64), steps(64, 64), gpu)
 
 
 def test_finished_training_leaves_the_checkpoints_of_other_settings(

@@ -323,6 +323,8 @@ def test_every_gpu_gets_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices == ["0", "0", "1", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in executors.worker_environments(1, "cuda")] == ["5", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,-1")  # nothing after what is not there, as CUDA has it
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in executors.worker_environments(1, "cuda")] == ["5", "3"]
     assert executors.worker_environments(3, "cpu") == [{}, {}, {}]
 
 
