@@ -97,7 +97,8 @@ def cap_rows(table: pa.Table, max_rows: int, seed: int) -> pa.Table:
 def data_completeness(source: str, rows: Mapping[str, Mapping[str, int]]) -> str:
     """embedded, subset or full: what the scores of a run stand on.
 
-    rows: task -> split -> rows in use. full means that every training and dev split has its official size.
+    rows: task -> split -> rows in use. full means that every dev split has its official size, every training split that
+    or more; a dev split of more rows is not GLUE's either.
     """
     if source_kind(source) == "embedded":
         return "embedded"
@@ -107,6 +108,8 @@ def data_completeness(source: str, rows: Mapping[str, Mapping[str, int]]) -> str
         if row.train_rows:
             official["train"] = row.train_rows
         if any(counts.get(split, 0) < size for split, size in official.items()):
+            return "subset"
+        if any(counts[split] > official[split] for split in row.dev_splits):
             return "subset"
     return "full"
 

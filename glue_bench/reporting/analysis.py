@@ -97,12 +97,27 @@ class Analysis:
         counts = [one.n_seeds for row in rows for one in row.values()]
         return (min(counts), max(counts)) if counts else (0, 0)
 
+    def seeds_behind(self, model: str) -> tuple[int, int]:
+        """Fewest and most seeds of a row and of the teacher behind a task that its retention stands on."""
+        found = self.comparisons.get(model)
+        rows = [self.scores.headlines.get(one, {}) for one in (self.teacher, model)]
+        tasks = found.macro.tasks if found and found.macro else tuple(rows[1])
+        counts = [row[task].n_seeds for row in rows for task in tasks if task in row]
+        return (min(counts), max(counts)) if counts else (0, 0)
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """Students whose retentions can be compared: those scored on the most tasks. Empty where none has one."""
+        on = {name: len(found.macro.tasks) for name, found in self.comparisons.items() if found.macro}
+        known = [name for name in self.students if name in on and self.retention(name).value is not None]
+        most = max((on[name] for name in known), default=0)
+        return tuple(name for name in known if on[name] == most)
+
     @property
     def best_student(self) -> str | None:
-        """The student with the highest retention; without any, the first one; None without students."""
-        judged = [(self.retention(name).value, name) for name in self.students]
-        known = [(value, name) for value, name in judged if value is not None]
-        return max(known)[1] if known else next(iter(self.students), None)
+        """The rival with the highest retention; without any, the first student; None without students."""
+        judged = [(self.retention(name).value or 0.0, name) for name in self.rivals]
+        return max(judged)[1] if judged else next(iter(self.students), None)
 
 
 def analyse(run: RunFolder) -> Analysis:

@@ -45,7 +45,11 @@ def _why_not_timed(run: RunFolder, device: str, model: str) -> str:
     if not has_weights(run.config, model):
         return f"{model} is given as fine-tuned checkpoints only, which are not timed"
     if f"benchmark/{device}" in run.records:
-        return "the scenario stsb-pass in fp32 is not among the benchmark's settings"
+        benchmark = run.config.benchmark
+        asked = {"stsb-pass": benchmark.scenarios, "eager": benchmark.backends, "fp32": benchmark.precisions}
+        if lacking := [name for name, among in asked.items() if name not in among]:
+            return f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not among the benchmark's settings"
+        return "not timed in this scenario"
     if device == "cpu":
         return "benchmark was not run"
     has_gpu = any(json.loads(one).get("devices") for one in run.environments)

@@ -95,7 +95,7 @@ def retention_figure(panels: Mapping[str, Mapping[str, Interval]]) -> Figure:
         title = list(panels)[place]
         axes.set_title(title, fontsize=9, loc="left", parse_math=False)
         for row, student in enumerate(students):
-            _whisker(axes, row, panels[title].get(student, Interval(None)), "o", True, edges)
+            _whisker(axes, row, panels[title].get(student), "o", True, edges)
         axes.set_yticks(range(len(students)), labels=[short(one) for one in students], fontsize=8, parse_math=False)
         axes.set_ylim(len(students) - 0.4, -0.6)
         _retention_axis(axes, edges, labelled=place + columns >= len(panels))
@@ -110,7 +110,7 @@ def _retention_in_one(panels: Mapping[str, Mapping[str, Interval]], students: Se
     for group, rows in enumerate(panels.values()):
         for place, student in enumerate(students):
             number = place % len(MARKERS)
-            _whisker(axes, group * step + place, rows.get(student, Interval(None)), MARKERS[number], place == 0, edges)
+            _whisker(axes, group * step + place, rows.get(student), MARKERS[number], place == 0, edges)
         if group:
             axes.axhline(group * step - 0.8, color="0.9", linewidth=0.6)
     middles = [group * step + (len(students) - 1) / 2 for group in range(len(panels))]
@@ -191,18 +191,23 @@ def losses_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     return figure
 
 
-def _whisker(axes: Axes, row: float, interval: Interval, marker: str, filled: bool, edges: tuple[float, float]) -> None:
+def _whisker(
+    axes: Axes, row: float, interval: Interval | None, marker: str, filled: bool, edges: tuple[float, float]
+) -> None:
+    """A value with its interval; an arrow at the edge that either passes. None: the student was not run there."""
     low_edge, high_edge = edges
-    if interval.value is None:
-        axes.text((low_edge + high_edge) / 2, row, "undefined", fontsize=7, color="0.4", va="center", ha="center")
+    if interval is None or interval.value is None:
+        words = "not run" if interval is None else "undefined"
+        axes.text((low_edge + high_edge) / 2, row, words, fontsize=7, color="0.4", va="center", ha="center")
         return
     value = 100 * interval.value
+    low, high = value, value
     if interval.low is not None and interval.high is not None:
         low, high = 100 * interval.low, 100 * interval.high
         axes.plot([max(low, low_edge), min(high, high_edge)], [row, row], color="0.35", linewidth=1.4)
-        for beyond, edge, arrow in ((low < low_edge, low_edge, "<"), (high > high_edge, high_edge, ">")):
-            if beyond:
-                axes.plot([edge], [row], marker=arrow, color="0.35", markersize=5, clip_on=False)
+    for beyond, edge, arrow in ((low < low_edge, low_edge, "<"), (high > high_edge, high_edge, ">")):
+        if beyond:
+            axes.plot([edge], [row], marker=arrow, color="0.35", markersize=5, clip_on=False)
     if low_edge <= value <= high_edge:
         fill = "0.1" if filled else "white"
         axes.plot([value], [row], marker=marker, color="0.1", markerfacecolor=fill, markersize=5)

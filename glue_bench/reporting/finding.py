@@ -7,6 +7,7 @@ from glue_bench.records import Interval
 from glue_bench.reporting.analysis import Analysis
 from glue_bench.reporting.published_numbers import SPEEDUP
 from glue_bench.reporting.tables import percent
+from glue_bench.tasks import TASKS
 
 
 def finding(analysis: Analysis) -> str:
@@ -25,11 +26,10 @@ def _sentence(analysis: Analysis) -> str:
     parts = [_kept(analysis, best), *_won(analysis, best)]
     parts = [part for part in parts if part]
     if not parts:
-        return f"{best} has been neither scored nor measured: {analysis.retention(best).reason}"
+        return f"{best} has no retention and was not measured: {analysis.retention(best).reason}"
     sentence = f"{best} {_listed(parts)}"
-    others = len(analysis.students) - 1
-    if others and analysis.retention(best).value is not None:
-        sentence += f" (best of {others + 1} students)"
+    if len(analysis.rivals) > 1:
+        sentence += f" (best of {len(analysis.rivals)} students)"
     return f"{sentence}{_on_what(analysis)}"
 
 
@@ -42,7 +42,7 @@ def _kept(analysis: Analysis, best: str) -> str:
         return f"has no defined retention ({retention.reason})"
     interval = _interval(retention)
     count = len(found.macro.tasks)
-    low, high = analysis.seeds
+    low, high = analysis.seeds_behind(best)
     seeds = f"{low} seed{'' if low == 1 else 's'}" if low == high else f"{low} to {high} seeds"
     of_all = f" of {len(analysis.main_tasks)}" if analysis.partial_tasks(best) else ""
     where = f"{count}{of_all} task{'s' if of_all or count != 1 else ''}"
@@ -78,11 +78,12 @@ def _on_what(analysis: Analysis) -> str:
 
 
 def _teacher_alone(analysis: Analysis) -> str:
-    macro = analysis.scores.macro(analysis.teacher, analysis.main_tasks, means=False)
+    tasks = analysis.main_tasks or analysis.tasks  # WNLI alone, if that is all
+    macro = analysis.scores.macro(analysis.teacher, tasks, means=False)
     if macro is None:
         return f"{analysis.teacher} has not been scored and there is no student"
-    count = len(analysis.main_tasks)
-    return f"{analysis.teacher} scores {percent(macro)} over {count} tasks; there is no student{_on_what(analysis)}"
+    over = TASKS[tasks[0]].title if len(tasks) == 1 else f"{len(tasks)} tasks"
+    return f"{analysis.teacher} scores {percent(macro)} over {over}; there is no student{_on_what(analysis)}"
 
 
 def _listed(parts: list[str]) -> str:

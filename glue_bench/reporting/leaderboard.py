@@ -96,7 +96,7 @@ def _rows(summary: Mapping[str, Any], folder: Path, results: Path) -> list[dict[
             "role": str(model["role"]),
             "data": str(summary["data"]),
             "tasks": len(model.get("retention_tasks", [one for one in summary["tasks"] if one != "wnli"])),
-            "seeds": summary.get("seeds"),
+            "seeds": model.get("seeds", summary.get("seeds")),
             "complete": bool(summary["complete"]),
             "retention": retention.get("value"),
             "low": retention.get("low"),

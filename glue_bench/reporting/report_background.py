@@ -164,10 +164,14 @@ def _flat(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def time_section(analysis: Analysis) -> str:
-    """Wall time by stage, and of the fine-tunings by model and task."""
+    """Seconds of the steps by stage, and of the fine-tunings by model and task; steps at once count in full."""
     seconds = analysis.run.seconds
     rows = [[stage, number(value, 1)] for stage, value in seconds.items()]
-    stages = markdown_table(["stage", "wall time, s"], [*rows, ["all", number(sum(seconds.values()), 1)]])
+    table = markdown_table(["stage", "seconds"], [*rows, ["all", number(sum(seconds.values()), 1)]])
+    jobs = analysis.run.config.machine.jobs_per_device
+    beside = f", {jobs} at once on a device" if jobs > 1 else ""
+    at_once = "; what ran at once counts in full" if jobs > 1 else ""
+    stages = f"The steps' own seconds, summed{at_once}:\n\n{table}"
     if not analysis.tasks:
         return stages
     found = analysis.run.finetune_seconds
@@ -176,8 +180,6 @@ def time_section(analysis: Analysis) -> str:
         cells = [found.get((model, task)) for task in analysis.tasks]
         rows.append([markdown_text(model), *(number(one, 0) for one in [*cells, sum(one or 0.0 for one in cells)])])
     tasks = markdown_table(["model", *(TASKS[task].title for task in analysis.tasks), "all"], rows)
-    jobs = analysis.run.config.machine.jobs_per_device
-    beside = f", {jobs} at once on a device" if jobs > 1 else ""
     return f"{stages}\nFine-tuning in seconds, all seeds, training and predictions{beside}:\n\n{tasks}"
 
 

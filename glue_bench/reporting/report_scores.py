@@ -30,7 +30,7 @@ def score_section(analysis: Analysis) -> str:
     for tasks in _macros(analysis):
         columns.append((macro_name(tasks), lambda model, tasks=tasks: analysis.scores.macro(model, tasks, means=False)))
     cells = {model: [percent(value(model)) for _, value in columns] for model in models}
-    contest = [model for model in analysis.fine_tuned if model in analysis.scores.headlines]
+    contest = [model for model in models if model in analysis.scores.headlines]  # majority too: it wins where it wins
     rows = []
     for model in models:
         shown = [
@@ -77,8 +77,9 @@ def retention_section(analysis: Analysis) -> str:
         "Retention is the row's macro as a percentage of the teacher's, from means over seeds, over the tasks without "
         "WNLI. *Gain retained* counts from the majority class: (row - majority) / (teacher - majority), so that having "
         f"no skill counts as none. Brackets are 95 % bootstrap intervals ({run.config.report.resamples:,} resamples of "
-        "examples, drawn once for all models, and of seeds, drawn for each). p is one-sided: the share of resamples in "
-        "which the row is not below the teacher.\n"
+        "examples, drawn once for all models, and of seeds, drawn for each; widened as Student's t is where seeds are "
+        "few). p is one-sided: the share of the resamples, widened likewise, in which the row is not below the "
+        "teacher, one more counted on both sides.\n"
     )
     parts = [text, markdown_table(headers, macro_rows), "Retention per task, %:\n"]
     parts.append(markdown_table(["model", *(TASKS[task].title for task in analysis.tasks)], task_rows))

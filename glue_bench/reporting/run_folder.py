@@ -126,7 +126,7 @@ class RunFolder:
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Stage -> wall time of its steps, summed."""
+        """Stage -> seconds of its steps, summed: those that ran at once count in full."""
         total: dict[str, float] = {}
         for step, record in self.records.items():
             stage = step.split("/")[0]

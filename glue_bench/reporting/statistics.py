@@ -36,7 +36,8 @@ class ModelPredictions:
 class Retention:
     """What the student keeps on one task, or on the macro over `tasks`. Scores are means over seeds.
 
-    p_value: that the student is worse (small: it surely is), one-sided: the share of resamples in which it is not.
+    p_value: that the student is worse (small: it surely is), one-sided: the share of resamples in which it is not,
+    after the widening for few seeds: (1 + their number) / (1 + resamples).
     """
 
     tasks: tuple[str, ...]
@@ -282,11 +283,13 @@ def _everywhere(judged, shared: tuple[str, ...]) -> tuple[dict, object, object]:
 
 def _seeds(models: Sequence[ModelPredictions], tasks: Sequence[str]) -> tuple[int, str]:
     """Seeds of the second model (the fewest over tasks), and a note where a single seed hides the seeds' variance."""
-    fewest = [min(model.tasks[task].n_seeds for task in tasks) for model in models]
-    single = [model.name for model, seeds in zip(models, fewest, strict=True) if seeds == 1]
+    fewest = min(models[1].tasks[task].n_seeds for task in tasks)
+    trained = [model for model in models if model.name != "majority"]
+    single = [task for task in tasks if any(model.tasks[task].n_seeds == 1 for model in trained)]
     if not single:
-        return fewest[1], ""
-    return fewest[1], f"one seed of {' and '.join(single)}: the interval leaves out the variance between seeds"
+        return fewest, ""
+    where = "" if len(single) == len(tasks) else f" on {', '.join(TASKS[task].title for task in single)}"
+    return fewest, f"one seed{where}: the interval leaves out the variance between seeds{' there' if where else ''}"
 
 
 def _ratio(top: _Drawn, bottom: _Drawn, floor: _Drawn | None, what: str) -> Interval:

@@ -73,6 +73,7 @@ def _model(analysis: Analysis, model: str, role: str) -> dict[str, Any]:
         "retention_9": interval_json(undefined or comparison.retention_9),
         "gain_retained": interval_json(undefined or comparison.gain_retained),
         "retention_tasks": list(comparison.macro.tasks) if comparison and comparison.macro else [],
+        "seeds": analysis.seeds_behind(model)[0] or None,
         "size_reduction": analysis.size_reduction(model),
         "speedup": {device: interval_json(timed.get(device, NOT_TIMED)) for device in ("cpu", "cuda")},
     }

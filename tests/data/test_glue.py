@@ -392,6 +392,8 @@ def test_completeness() -> None:
     assert data_completeness("hub", {"rte": {"train": 100, "validation": 277}}) == "subset"
     assert data_completeness("hub", {"mnli": {"train": 392_702, "validation_matched": 9815}}) == "subset"
     assert data_completeness("embedded", full) == "embedded"
+    assert data_completeness("folder", {"rte": {"train": 9999, "validation": 277}}) == "full", "more to learn from"
+    assert data_completeness("folder", {"rte": {"train": 2490, "validation": 5000}}) == "subset", "not GLUE's dev set"
 
 
 @pytest.mark.skipif(not SHARED_GLUE.is_dir(), reason="no real GLUE beside the repository")

@@ -193,6 +193,9 @@ def test_why_there_is_no_speedup(tmp_path: Path) -> None:
     assert speedups(run, efficiency_rows(run), "distil-2")["cuda"].reason == "not timed on CUDA"
     run = timed(store, TEACHER, STUDENT)
     assert speedups(run, efficiency_rows(run), "distil-2")["cuda"].reason == "no CUDA device"
+    other = replace(run.config.benchmark, backends=("onnx",), precisions=("bf16",))
+    reason = speedups(replace(run, config=replace(run.config, benchmark=other)), [], "distil-2")["cpu"].reason
+    assert reason == "eager and fp32 are not among the benchmark's settings"
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "config.json").write_text("{}")

@@ -63,6 +63,20 @@ def assert_legible(figure: Figure) -> None:
         assert apart, f"{one!r} and {other!r} overlap"
 
 
+def drawn_words(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_a_value_beyond_the_edge_is_pointed_at_and_what_was_not_run_is_said_so() -> None:
+    """A value without interval, three times the teacher's, and a student that lacks a task."""
+    panels = {"RTE": {"a": Interval(3.0, reason="no interval")}, "CoLA": {"b": Interval(None, reason="undefined: 0")}}
+    figure = retention_figure(panels)
+    (axes,) = figure.axes
+    arrows = [line for line in axes.lines if line.get_marker() == ">" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in arrows] == [[RETENTION_AXIS[1]]]
+    assert sorted(drawn_words(figure)) == ["not run", "not run", "undefined"]
+
+
 def intervals(count: int) -> dict[str, Interval]:
     values = [Interval(0.9 - i / 40, 0.7 - i / 40, 1.1 - i / 40) for i in range(count)]
     values[-1] = Interval(None, reason="undefined")

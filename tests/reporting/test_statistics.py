@@ -1,6 +1,7 @@
 """Statistics against hand computation, scikit-learn on explicitly resampled rows, brute force and simulated truth."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,8 +144,10 @@ def test_retention_by_hand() -> None:
     assert found.macro.tasks == ("sst2", "rte")
     assert (found.tasks["sst2"].n_seeds, found.tasks["sst2"].note) == (2, "")
     assert found.tasks["rte"].n_seeds == 1
-    assert "one seed of s" in found.tasks["rte"].note
-    assert "one seed of s" in found.macro.note
+    assert found.tasks["rte"].note == "one seed: the interval leaves out the variance between seeds"
+    assert found.macro.note == "one seed on RTE: the interval leaves out the variance between seeds there"
+    untrained = retention(teacher, replace(majority, name="majority"), majority, **SETTINGS)
+    assert untrained.macro.note == "", "the majority class has no seeds"
     assert found.retention.low < found.retention.value < found.retention.high
 
 
