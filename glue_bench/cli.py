@@ -253,7 +253,7 @@ def _run(options: argparse.Namespace, config: Config, chosen: str) -> int:
             run_in_parallel(steps, run, _run_arguments(options, config), options.executor)
         complete = run_steps(steps, wanted, run, force=("report",) if options.verb == "report" else ())
     if options.verb != "run-all" or not complete:
-        return 0 if complete or options.verb != "run-all" else 1
+        return int(options.verb == "run-all")  # incomplete: other shards still have some to do
     gate = store.result("check")
     for reason in gate.get("reasons", ()):
         _say(f"gate: {reason}")
@@ -282,11 +282,12 @@ def _folder(options: argparse.Namespace, name: str | None) -> Path:
         name = "quick" if chosen is None else _run_of(chosen, load_config(chosen))
     if not name:
         raise UserError("the run's name is empty; python -m glue_bench list runs names the runs")
-    own, published = Path(options.results, name), Path(options.results, "published", name)
+    own = Path(options.results, name)
     for folder in (own, Path(name)):
         if is_file(folder / CONFIG_FILE):
             return folder
-    hint = f"published/{name} is one" if is_file(published / CONFIG_FILE) else "list runs names them"
+    published = is_file(Path(options.results, "published", name, CONFIG_FILE))
+    hint = f"published/{name} is one" if published else "python -m glue_bench list runs names them"
     raise UserError(f"{own}: no run there; {hint}")
 
 
@@ -346,8 +347,7 @@ def _list(options: argparse.Namespace) -> int:
             _say(f"{name:12} {load_config(name).title}")
     else:
         results = Path(options.results)
-        folders = [*results.glob("[!.]*/config.json"), *(results / "published").glob("[!.]*/config.json")]
-        for path in sorted(folders):
+        for path in sorted([*results.glob("[!.]*/config.json"), *results.glob("published/[!.]*/config.json")]):
             state = "complete" if _is_complete(path.parent / "summary.json") else "unfinished"
             _say(f"{path.parent.relative_to(results)}  {state}")
     return 0

@@ -131,6 +131,10 @@ def _check_students(config: "Config", source: str) -> None:
             raise ConfigError(f"{where}: {', '.join(LOSS_WEIGHTS)} are all 0; at least one loss needs a weight")
         if student.layers and distill["freeze_positions"] and distill["initialisation"] == "random":
             raise ConfigError(f"{where}: freeze_positions would keep random ones; set distill.freeze_positions = false")
+        if student.distill and not student.layers:
+            raise ConfigError(f"{where}.distill: {student.name} is not distilled here; only rows with layers are")
+        if student.soft_targets and not any(ways[:3]):
+            raise ConfigError(f"{where}.soft_targets: {student.name} is not fine-tuned here; leave it out")
         if student.soft_targets and config.teacher.finetuned:
             remedy = "the teacher must be fine-tuned here; remove teacher.finetuned"
             raise ConfigError(f"{where}.soft_targets: needs the teacher's logits on the training set, so {remedy}")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from glue_bench.config import Config
-from glue_bench.inputs import HashMemo, in_hub_cache, text_kinds, weights_folder, weights_kind
+from glue_bench.inputs import HashMemo, glue_in_hub_cache, model_in_hub_cache, text_kinds, weights_folder, weights_kind
 from glue_bench.machine import Facts, facts, has_amx, has_fast_bf16
 from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
 from glue_bench.plan import Step, plan
+from glue_bench.preflight import check_teacher
 from glue_bench.sources import HUB_DATASET
 from glue_bench.store import Store, kept_weights
 from glue_bench.work import fine_tuning_tokens
@@ -29,10 +30,12 @@ TOKENS_PER_DOCUMENT = 16  # of the embedded text
 
 
 def plan_table(config: Config, results: Path, run_name: str) -> str:
-    """One line per step, and the sums."""
+    """One line per step, and the sums. Raises UserError where the settings ask more of the teacher than it has."""
     store = Store(results, run_name)
     machine = facts(config.machine)
     steps = plan(config, machine, HashMemo.load(store.cache / "hashes.json"))
+    if weights_kind(config.teacher.weights) in ("folder", "package"):
+        check_teacher(config, model_config(weights_folder(config.teacher.weights)))
     known = states(steps, store)
     lines = [f"{'step':44} {'state':8} {'time':>9}  {'disk':>8}  download"]
     total_s = total_bytes = 0.0
@@ -126,11 +129,10 @@ def guess_download(step: Step, config: Config) -> str:
     for name, one in step.inputs.items():
         if step.name.startswith("prepare/weights") and one.identity.startswith("hub:"):
             model, _, revision = one.location.partition("@")
-            return "" if in_hub_cache("models", model, revision) else f"{model}, ~{_size(HUB_BYTES['weights'])}"
+            return "" if model_in_hub_cache(model, revision) else f"{model}, ~{_size(HUB_BYTES['weights'])}"
         if step.name.startswith("prepare/glue") and one.identity.startswith("hub:"):
-            return (
-                "" if in_hub_cache("datasets", HUB_DATASET, config.data.revision) else f"{HUB_DATASET}, part of ~160 MB"
-            )
+            cached = glue_in_hub_cache(HUB_DATASET, config.data.revision, (step.settings["task"],))
+            return "" if cached else f"{HUB_DATASET}, part of ~160 MB"
         if name.startswith("text-") and one.identity.startswith("hub:"):
             texts = text_kinds(config.corpus).count("hub")
             share = min(1.0, (config.corpus.max_hub_tokens or HUB_TOKENS * texts) / (HUB_TOKENS * texts))

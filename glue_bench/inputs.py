@@ -6,6 +6,7 @@ Standard library only: plan uses it. Hashes are remembered by path, size and tim
 import importlib.util
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,12 @@ def text_inputs(corpus: Corpus, memo: HashMemo) -> dict[str, Input]:
     """text-0, text-1 ... and heldout with their identities. Raises UserError for missing or unknown files."""
     inputs = {f"text-{i}": _text_input(text, memo, "corpus.text") for i, text in enumerate(corpus.text)}
     if corpus.heldout:
-        inputs["heldout"] = _text_input(corpus.heldout, memo, "corpus.heldout")
+        inputs["heldout"] = held = _text_input(corpus.heldout, memo, "corpus.heldout")
+        same = [one.location for name, one in inputs.items() if name != "heldout" and one.identity == held.identity]
+        if same and memo.hashing:
+            raise UserError(
+                f"corpus.heldout: {corpus.heldout} is the text of {same[0]}, not held out of it; give another"
+            )
     return inputs
 
 
@@ -196,9 +202,27 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
 
 
-def in_hub_cache(kind: str, name: str, revision: str) -> bool:
-    """Whether a snapshot of a model or data set is in the cache (kind: models or datasets)."""
-    folder = hub_cache() / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    if not folder.is_dir():
+def hub_snapshot(kind: str, name: str, revision: str) -> Path | None:
+    """The folder of a model or data set in the hub's cache (kind: models or datasets), of a commit or of main."""
+    folder = hub_cache() / f"{kind}--{name.replace('/', '--')}"
+    try:
+        commit = revision or (folder / "refs/main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if is_folder(snapshot) else None
+
+
+def model_in_hub_cache(name: str, revision: str) -> bool:
+    """Whether the weights of a model are in the hub's cache, not merely its card."""
+    folder = hub_snapshot("models", name, revision)
+    return folder is not None and is_file(folder / "config.json") and any(folder.glob("*.safetensors"))
+
+
+def glue_in_hub_cache(dataset: str, revision: str, tasks: Iterable[str]) -> bool:
+    """Whether the Parquet files of all these tasks are in the hub's cache."""
+    folder = hub_snapshot("datasets", dataset, revision)
+    try:
+        return folder is not None and all(source_files(str(folder), task) for task in tasks)
+    except UserError:
         return False
-    return (folder / revision).is_dir() if revision else any(folder.iterdir())

@@ -18,8 +18,9 @@ from glue_bench.errors import UserError
 from glue_bench.inputs import (
     HashMemo,
     checkpoint_inputs,
+    glue_in_hub_cache,
     glue_inputs,
-    in_hub_cache,
+    model_in_hub_cache,
     read_summary,
     text_inputs,
     weights_folder,
@@ -35,7 +36,7 @@ from glue_bench.store import CONFIG_FILE
 HUB_TIMEOUT_S = 3.0
 WAYS_OUT = (
     "Ways out: local files (--set teacher.weights=FOLDER data.glue=FOLDER corpus.text=FILE), "
-    "a filled cache (HF_HOME), or --config quick, which needs nothing"
+    "a filled cache of weights and GLUE (HF_HOME), or --config quick, which needs nothing"
 )
 
 
@@ -89,7 +90,7 @@ def check_parts(config: Config, *, prepared: bool = False) -> None:
     finetuned = [("teacher", config.teacher.finetuned), *((f"students.{s.name}", s.finetuned) for s in config.students)]
     for weights, revision, where in () if prepared else released:
         if weights_kind(weights) == "hub":
-            if not in_hub_cache("models", weights, revision):
+            if not model_in_hub_cache(weights, revision):
                 hub.append(f"weights {weights} ({where})")
         elif weights and _collect(
             amiss, where, lambda w=weights, r=revision: weights_inputs(w, r, HashMemo.names_only())
@@ -108,7 +109,7 @@ def check_parts(config: Config, *, prepared: bool = False) -> None:
         _collect(amiss, "", lambda: check_teacher(config, model_config(weights_folder(config.teacher.weights))))
     unreachable = bool(hub) and not hub_reachable()
     if unreachable:
-        amiss.append(", ".join(hub) + ": neither in the hub's cache nor can the hub be reached")
+        amiss.append(", ".join(hub) + ": not in the hub's cache (text never is), nor can the hub be reached")
     if amiss:
         message = f"config {config.name}: missing or of no use: " + "; ".join(amiss)
         raise UserError(f"{message}\n{WAYS_OUT}" if unreachable else message)
@@ -117,7 +118,7 @@ def check_parts(config: Config, *, prepared: bool = False) -> None:
 def _check_data_and_text(config: Config, amiss: list[str], hub: list[str]) -> None:
     """Add what is missing of GLUE and of the text."""
     glue_from_hub = config.data.tasks and source_kind(config.data.glue) == "hub"
-    if glue_from_hub and not in_hub_cache("datasets", HUB_DATASET, config.data.revision):
+    if glue_from_hub and not glue_in_hub_cache(HUB_DATASET, config.data.revision, config.data.tasks):
         hub.append(f"GLUE {HUB_DATASET} (data.glue)")
     if source_kind(config.data.glue) == "folder":
         for task in config.data.tasks:
@@ -128,10 +129,9 @@ def _check_data_and_text(config: Config, amiss: list[str], hub: list[str]) -> No
             _collect(amiss, "corpus.text", lambda c=one: text_inputs(c, HashMemo.names_only()))
         heldout = replace(config.corpus, text=())
         _collect(amiss, "corpus.heldout", lambda: text_inputs(heldout, HashMemo.names_only()))
-        for text in config.corpus.text:
-            name = text.removeprefix("hub:").partition("@")[0].partition(":")[0]
-            if text.startswith("hub:") and not in_hub_cache("datasets", name, ""):
-                hub.append(f"text {name} (corpus.text)")
+        for text in config.corpus.text:  # it is streamed, never cached as it is
+            if text.startswith("hub:"):
+                hub.append(f"text {text.removeprefix('hub:').partition('@')[0].partition(':')[0]} (corpus.text)")
 
 
 def check_teacher(config: Config, teacher: Mapping[str, Any]) -> None:

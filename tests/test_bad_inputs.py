@@ -651,6 +651,10 @@ DATA: dict[str, Case] = {
 TEXTS: dict[str, Case] = {
     "no such file": (settings("corpus.text=/nonexistent.txt"), "corpus.text: /nonexistent.txt: no such file"),
     "no such held-out file": (settings("corpus.heldout=/nonexistent.txt"), "corpus.heldout: /nonexistent.txt: no such"),
+    "held out is a copy of what is trained on": (
+        lambda b: b.run_all(f"corpus.text={b.file('a.txt', TEXT)}", f"corpus.heldout={b.file('copy.txt', TEXT)}"),
+        "copy.txt is the text of",
+    ),
     "a folder for a file": (lambda b: b.run_all(f"corpus.text={b.released}"), "is a folder; name its files"),
     "a link to itself": (lambda b: b.run_all(f"corpus.text={loop(b)}"), "loop.txt: no such file"),
     "a pipe for a file": (lambda b: b.run_all(f"corpus.text={pipe(b)}"), "pipe.txt: no such file"),

@@ -90,15 +90,17 @@ def test_bare_run_all_picks_quick_without_an_accelerator(tmp_path, monkeypatch) 
     monkeypatch.setattr(preflight, "hub_reachable", lambda: pytest.fail("the hub must not be asked"))
     assert preflight.choose_config(tmp_path) == ("quick", "no accelerator here")
     monkeypatch.setattr(preflight, "gpu_names", lambda: ("GPU",))
-    monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: True)
-    assert preflight.choose_config(tmp_path)[0] == "paper"
-    monkeypatch.setattr(preflight, "in_hub_cache", lambda kind, name, _: "bert-base" in name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for name in ("models--google-bert--bert-base-uncased", "datasets--nyu-mll--glue"):
+        (tmp_path / "hub/hub" / name / "snapshots/1f").mkdir(parents=True)
+        (tmp_path / "hub/hub" / name / "refs").mkdir()
+        (tmp_path / "hub/hub" / name / "refs/main").write_text("1f", encoding="utf-8")
+        (tmp_path / "hub/hub" / name / "snapshots/1f/README.md").touch()
     monkeypatch.setattr(preflight, "hub_reachable", lambda: False)
-    assert preflight.choose_config(tmp_path)[0] == "quick", "a cache that lacks the rest of what paper needs"
+    assert preflight.choose_config(tmp_path)[0] == "quick", "no cache has all that paper needs: its text is streamed"
     (tmp_path / "begun/paper").mkdir(parents=True)
     (tmp_path / "begun/paper/config.json").touch()
     assert preflight.choose_config(tmp_path / "begun")[0] == "paper", "prepared with a hub, it goes on without"
-    monkeypatch.setattr(preflight, "in_hub_cache", lambda *_: False)
     monkeypatch.setattr(preflight, "hub_reachable", lambda: True)
     assert preflight.choose_config(tmp_path)[0] == "paper"
     monkeypatch.setattr(preflight, "hub_reachable", lambda: False)

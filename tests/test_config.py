@@ -94,6 +94,14 @@ BAD = [
     ({"students": [{"name": "a", "layers": 6}]}, "students[0].layers: [6] of a teacher that has 4"),
     ({"students": [{"name": "a", "layers": [0, 4]}]}, "students[0].layers: [0, 4] of a teacher that has 4"),
     ({"students": [STUDENT, {"name": "b", "weights_of": "smal"}]}, "did you mean 'small'?"),
+    (
+        {"students": [STUDENT, {"name": "b", "weights_of": "small", "distill": {"temperature": 3.0}}]},
+        "students[1].distill: b is not distilled here; only rows with layers are",
+    ),
+    (
+        {"students": [{"name": "b", "finetuned": {"rte": "folder"}, "soft_targets": 0.5}]},
+        "students[0].soft_targets: b is not fine-tuned here",
+    ),
     ({"students": [{"name": "a", "finetuned": {"rtee": "x"}}]}, "finetuned.rtee: no such task"),
     ({"students": "a"}, "students[0]: expected a table"),
     ({"finetune": {"seeds": []}}, "at least one seed is needed"),

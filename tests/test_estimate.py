@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from glue_bench.config import Config, load_config
-from glue_bench.estimate import guess_bytes, guess_download, guess_seconds, text_tokens
+from glue_bench.errors import UserError
+from glue_bench.estimate import guess_bytes, guess_download, guess_seconds, plan_table, text_tokens
 from glue_bench.inputs import HashMemo
 from glue_bench.machine import Facts
 from glue_bench.plan import Step, plan
@@ -67,3 +68,11 @@ def test_text_that_nothing_reads_need_not_be_there() -> None:
     nothing = ("pretrain.tokens=0", "pretrain.epochs=0", "distill.tokens=0", "distill.epochs=0")
     student, config = step_of("distill/distil-2", *nothing, "corpus.text=/nonexistent/x.txt")
     assert guess_seconds(student, config, FACTS) == 0
+
+
+def test_what_run_all_would_refuse_of_a_teacher_is_refused_here_too(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher/config.json").write_text('{"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 8}')
+    changes = (f"teacher.weights={tmp_path}/teacher", "students.0.layers=9")
+    with pytest.raises(UserError, match="students.distil-2.layers: .* of a teacher that has 4 layers"):
+        plan_table(load_config("quick", changes), tmp_path / "results", "x")

@@ -223,8 +223,13 @@ def _hub_rows(location: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(name, subset or None, split="train", streaming=True, revision=commit or None)
         for row in rows:
-            if row["text"]:  # a null row is no document
-                yield row["text"]
+            text = row["text"]
+            if text is not None and not isinstance(text, str):
+                raise UserError(f"{location}: the column text holds {type(text).__name__}, not strings")
+            if text:  # a null row is no document
+                yield text
+    except UserError:
+        raise
     except KeyError:
         raise UserError(f"{location}: the data set has no column text") from None
     except Exception as error:  # the hub's libraries raise many kinds; all of them mean that the text is not there

@@ -208,6 +208,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ma
     Families of the RoBERTa kind count positions from the padding's number plus one.
     """
     positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    positions = positions if positions > 0 else max_length  # XLNet's -1: no limit
     if model.config.model_type in FROM_PADDING:
         positions -= tokenizer.pad_token_id + 1
     return min(max_length, positions, tokenizer.model_max_length)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from glue_bench.tasks import Task
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 # A tokenizer may know fewer words than the model has rows (padded to a round number), but not many fewer.
 LEAST_VOCABULARY = 0.9
+USUAL_DEVIATION = 0.02  # of a new head's weights, where a family's configuration does not say
+IN_A_LAYER = re.compile(r"\.(layer|layers|h|block|blocks)\.\d+\.")  # where a family's layers are in its tensors' names
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -96,7 +99,7 @@ def load_classifier(folder: Path, task: Task, *, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and not name.startswith(inside):
-                module.weight.normal_(0.0, model.config.initializer_range)
+                module.weight.normal_(0.0, getattr(model.config, "initializer_range", USUAL_DEVIATION))
                 if module.bias is not None:  # ModernBERT's head has none
                     module.bias.zero_()
     return model
@@ -126,6 +129,8 @@ def label_permutation(id2label: Mapping[Any, str], task: Task) -> tuple[int, ...
     regression has one column. Raises UserError naming both where they do not match (MNLI drops to about 10 % unmapped).
     """
     found = [id2label[key] for key in sorted(id2label, key=int)]
+    if not all(isinstance(name, str) for name in found):
+        raise UserError(f"{task.title}: the checkpoint's id2label holds {found}; give the classes' names")
     if len(found) != task.num_outputs:
         raise UserError(
             f"{task.title}: the checkpoint has {len(found)} outputs ({', '.join(found)}), not {task.num_outputs}"
@@ -251,6 +256,11 @@ def _load(auto: Any, folder: Path, seed: int, settings: Mapping[str, Any]) -> tu
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UserError(f"{folder}: the weights hold NaN or infinity (in {name}); take an earlier checkpoint")
+    if more := sorted(name for name in info["unexpected_keys"] if IN_A_LAYER.search(name)):
+        raise UserError(
+            f"{folder}: the weights hold {len(more)} tensors in their layers that the model in config.json lacks, "
+            f"first {more[0]}; give the config.json that belongs to them"
+        )
     return model.eval(), sorted(info["missing_keys"])
 
 

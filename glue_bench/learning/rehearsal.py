@@ -60,7 +60,16 @@ def _check_text(step: Step, record: dict[str, Any], longest: int | None) -> None
 
 def _rehearse_checkpoint(step: Step) -> None:
     folder = Path(next(iter(step.inputs.values())).location).parent
-    _named(step, lambda: (load_finetuned(folder, TASKS[step.settings["task"]]), load_tokenizer(folder)))
+    _named(step, lambda: (load_finetuned(folder, TASKS[step.settings["task"]]), _check_padding(folder)))
+
+
+def _check_padding(folder: Path) -> None:
+    """Inputs are padded on the right here, with the tokenizer's own token. Raises UserError where that is not so."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no pad token; set one in tokenizer_config.json")
+    if tokenizer.padding_side != "right":
+        raise UserError(f"{folder}: the tokenizer pads on the left, and so does its family; only encoders are compared")
 
 
 def _rehearse_classifier(source: str, store: Store) -> None:

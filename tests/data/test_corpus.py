@@ -530,6 +530,10 @@ def test_hub_data_sets_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(read_paragraphs("hub:a/b:c@1f", {}))
     assert found == ["one", "two", END, "three", END, END]
     assert asked == [(("a/b", "c"), {"split": "train", "streaming": True, "revision": "1f"})]
+    for other in (["a", "b"], {"a": "b"}):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, rows=other, **__: iter([{"text": rows}]))
+        with pytest.raises(UserError, match="hub:a/b@1f: the column text holds (list|dict), not strings"):
+            list(read_paragraphs("hub:a/b@1f", {}))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter([{"words": "x"}]))
     with pytest.raises(UserError, match="has no column text"):
         list(read_paragraphs("hub:a/b@1f", {}))

@@ -12,6 +12,7 @@ from conftest import SHARED
 from glue_bench.data import glue
 from glue_bench.data.glue import cap_rows, data_completeness, read_split, read_split_with_warnings
 from glue_bench.errors import UserError
+from glue_bench.inputs import glue_in_hub_cache
 from glue_bench.sources import all_splits, available_splits, source_files, source_kind
 from glue_bench.tasks import GLUE_NINE, TASKS
 
@@ -194,6 +195,25 @@ def test_the_hub_by_way_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = read_split("hub", "stsb", "validation", seed=0, revision="", cache=tmp_path / "cache")
     assert table["label"].to_pylist() == [r["label"] for r in rows_of("stsb", "validation")]
     assert any((tmp_path / "cache").iterdir())
+
+
+def test_files_in_the_hubs_cache_are_read_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hf download` leaves them; a snapshot of another commit, or one of a README alone, is none."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("datasets was asked"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "datasets--nyu-mll--glue"
+    for split in ("train", "validation", "test"):
+        write_parquet(repository / "snapshots/1f", "rte", f"{split}-00000-of-00001", rows_of("rte", split))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("1f", encoding="utf-8")
+    for revision in ("", "1f"):
+        table = read_split("hub", "rte", "validation", seed=0, revision=revision, cache=None)
+        assert table["label"].to_pylist() == [row["label"] for row in rows_of("rte", "validation")]
+        assert glue_in_hub_cache("nyu-mll/glue", revision, ["rte"])
+    assert not glue_in_hub_cache("nyu-mll/glue", "2e", ["rte"])
+    assert not glue_in_hub_cache("nyu-mll/glue", "1f", ["rte", "cola"])
 
 
 def test_no_hub_is_an_error_with_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

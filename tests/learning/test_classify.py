@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -442,6 +443,13 @@ def test_bf16_is_used_where_asked_for() -> None:
     assert 0 < np.abs(full - half).max() < 0.1
     done = train(model, encoded, labels(10), changed(RECIPE, precision="bf16"), None, "test")
     assert np.isfinite(done.last_loss) and next(model.parameters()).dtype == torch.float32
+
+
+def test_no_limit_of_positions_is_none() -> None:
+    """XLNet's configuration says -1."""
+    model = classifier()
+    model.config.max_position_embeddings = -1
+    assert longest_input(model, SimpleNamespace(model_max_length=10**30), 128) == 128
 
 
 @pytest.mark.parametrize(("family", "positions"), [("bert", 40), ("roberta", 38), ("distilbert", 64)])

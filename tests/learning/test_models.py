@@ -17,6 +17,7 @@ from transformers import (
     BertTokenizer,
     DistilBertConfig,
     ElectraConfig,
+    FlaubertConfig,
     ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
@@ -173,9 +174,23 @@ def another_width(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
 
 
+def layers_too_many(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+
+
+def relative_positions(folder: Path) -> None:
+    """As a BERT of an older transformers, whose positions this one would drop without a word."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(39, 8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (layers_too_many, r"hold 16 tensors in their layers .* first bert\.encoder\.layer\.1\.attention"),
+        (relative_positions, r"hold 1 tensors in their layers .* first bert\.encoder\.layer\.0\..*distance"),
         (pickle_only, r"only pytorch_model\.bin.*convert it.*save_pretrained"),
         (no_weights, r"no weights \(model\.safetensors\)"),
         (no_config, r"no config\.json"),
@@ -256,6 +271,12 @@ def test_a_head_without_biases(tmp_path: Path) -> None:
     assert load_classifier(tmp_path, TASKS["mnli"], seed=1)(torch.tensor([[2, 6, 3]])).logits.shape == (1, 3)
 
 
+def test_a_family_that_names_no_deviation_for_its_heads(tmp_path: Path) -> None:
+    config = FlaubertConfig(vocab_size=40, emb_dim=16, n_layers=1, n_heads=2, max_position_embeddings=20)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    assert load_classifier(tmp_path, TASKS["mnli"], seed=1)(torch.tensor([[2, 6, 3]])).logits.shape == (1, 3)
+
+
 def test_the_head_of_another_task_is_not_kept(folder: Path, tmp_path: Path) -> None:
     """Neither one of the same shape (QNLI for RTE) nor one of another (three classes for two)."""
     for name, task in (("same", "qnli"), ("other", "mnli")):
@@ -280,6 +301,8 @@ def test_finetuned_checkpoints_come_with_the_order_of_their_labels(folder: Path,
         load_finetuned(tmp_path / "mnli", TASKS["rte"])
     with pytest.raises(UserError, match="lack"):
         load_finetuned(folder, TASKS["rte"])
+    with pytest.raises(UserError, match=r"RTE: the checkpoint's id2label holds \[0, 1\]; give the classes' names"):
+        label_permutation({"0": 0, "1": 1}, TASKS["rte"])
 
 
 @pytest.mark.parametrize(
