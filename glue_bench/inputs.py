@@ -203,14 +203,15 @@ def hub_cache() -> Path:
 
 
 def hub_snapshot(kind: str, name: str, revision: str) -> Path | None:
-    """The folder of a model or data set in the hub's cache (kind: models or datasets), of a commit or of main."""
+    """The folder of a model or data set in the hub's cache (kind: models or datasets), of a commit, a tag or main."""
     folder = hub_cache() / f"{kind}--{name.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
     try:
-        commit = revision or (folder / "refs/main").read_text(encoding="utf-8").strip()
+        commit = reference.read_text(encoding="utf-8").strip() if is_file(reference) else revision
     except (OSError, ValueError):
         return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if is_folder(snapshot) else None
+    return snapshot if commit and is_folder(snapshot) else None
 
 
 def model_in_hub_cache(name: str, revision: str) -> bool:

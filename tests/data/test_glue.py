@@ -207,8 +207,9 @@ def test_files_in_the_hubs_cache_are_read_without_a_network(tmp_path: Path, monk
     for split in ("train", "validation", "test"):
         write_parquet(repository / "snapshots/1f", "rte", f"{split}-00000-of-00001", rows_of("rte", split))
     (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("1f", encoding="utf-8")
-    for revision in ("", "1f"):
+    for name in ("main", "v1"):
+        (repository / "refs" / name).write_text("1f", encoding="utf-8")
+    for revision in ("", "1f", "v1"):
         table = read_split("hub", "rte", "validation", seed=0, revision=revision, cache=None)
         assert table["label"].to_pylist() == [row["label"] for row in rows_of("rte", "validation")]
         assert glue_in_hub_cache("nyu-mll/glue", revision, ["rte"])
