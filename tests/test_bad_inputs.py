@@ -710,7 +710,10 @@ WEIGHTS: dict[str, Case] = {
         settings("teacher.weights=package:json//etc"),
         "the folder must lie inside the package",
     ),
-    "no such hub id": (settings("teacher.weights=no/such"), "weights no/such (teacher.weights): neither in the hub's"),
+    "no such hub id": (
+        settings("teacher.weights=no/such"),
+        "weights no/such (teacher.weights): not in the hub's cache",
+    ),
     "no config": (weights(without("config.json")), "weights: no config.json; a folder as save_pretrained leaves it"),
     "a config that is no JSON": (weights(content("config.json", b"{")), "config.json: not a valid JSON file; save the"),
     "a config that is a list": (weights(content("config.json", b"[]")), "config.json: holds no JSON object; save the"),
