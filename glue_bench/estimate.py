@@ -34,8 +34,7 @@ def plan_table(config: Config, results: Path, run_name: str) -> str:
     store = Store(results, run_name)
     machine = facts(config.machine)
     steps = plan(config, machine, HashMemo.load(store.cache / "hashes.json"))
-    if weights_kind(config.teacher.weights) in ("folder", "package"):
-        check_teacher(config, model_config(weights_folder(config.teacher.weights)))
+    check_teacher(config)
     known = states(steps, store)
     lines = [f"{'step':44} {'state':8} {'time':>9}  {'disk':>8}  download"]
     total_s = total_bytes = 0.0

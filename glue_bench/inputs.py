@@ -220,10 +220,10 @@ def model_in_hub_cache(name: str, revision: str) -> bool:
     return folder is not None and is_file(folder / "config.json") and any(folder.glob("*.safetensors"))
 
 
-def glue_in_hub_cache(dataset: str, revision: str, tasks: Iterable[str]) -> bool:
-    """Whether the Parquet files of all these tasks are in the hub's cache."""
+def glue_in_hub_cache(dataset: str, revision: str, tasks: Iterable[str]) -> Path | None:
+    """The folder of GLUE in the hub's cache, where the files of all these tasks are in it."""
     folder = hub_snapshot("datasets", dataset, revision)
     try:
-        return folder is not None and all(source_files(str(folder), task) for task in tasks)
+        return folder if folder is not None and all(source_files(str(folder), task) for task in tasks) else None
     except UserError:
-        return False
+        return None

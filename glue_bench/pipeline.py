@@ -221,16 +221,22 @@ def _refuse_another_machine(step: Step, known: Mapping[str, str], run: Run) -> N
 
 def _machine_of(step: Step, record: Mapping[str, Any], changed: set[str], run: Run) -> str:
     """The flags under which a step was done. Fine-tunings at once share the run's threads on a CPU, not on a GPU."""
+    flags: list[str] = []
     was: dict[str, Any] = {"precision": record["settings"].get("precision")} if "precision" in changed else {}
-    threads = record["environment"]["threads"]
-    jobs = threads // record["settings"]["threads"] if step.stage == "finetune" and "threads" in changed else 1
-    on_gpu = run.device != "cpu" and bool(gpu_names())
-    if "threads" in changed and threads != run.threads:
-        was["threads"] = threads
-    if "threads" in changed and step.stage == "finetune" and jobs != run.config.machine.jobs_per_device:
-        was |= {"jobs_per_device": jobs} if jobs > 1 or not on_gpu else {}
-    flags = ["--device cpu"] if on_gpu and jobs > 1 else []
-    return " ".join([*flags, *(["--set", *(f"machine.{key}={was[key]}" for key in sorted(was))] if was else [])])
+    if "threads" in changed:
+        threads = record["environment"]["threads"]
+        if threads != run.threads:
+            was["threads"] = threads
+        if step.stage == "finetune":
+            jobs = threads // record["settings"]["threads"]
+            on_gpu = run.device != "cpu" and bool(gpu_names())
+            if on_gpu and jobs > 1:
+                flags.append("--device cpu")
+            if jobs != run.config.machine.jobs_per_device and (jobs > 1 or not on_gpu):
+                was["jobs_per_device"] = jobs
+    if was:
+        flags += ["--set", *(f"machine.{key}={was[key]}" for key in sorted(was))]
+    return " ".join(flags)
 
 
 def _refuse_changed_needs(step: Step, run: Run) -> None:

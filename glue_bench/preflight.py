@@ -8,8 +8,9 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,19 @@ WAYS_OUT = (
 
 
 def hub_reachable() -> bool:
-    """Ask the hub once, for at most 3 s in all (name resolution has no timeout of its own, hence the thread)."""
+    """Whether the hub answers; never asked while offline, else once."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
+    return _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    """Ask for at most 3 s in all (name resolution has no timeout of its own, hence the thread)."""
     answer: list[bool] = []
 
     def ask() -> None:
-        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+        request = urllib.request.Request(endpoint, method="HEAD")
         try:
             with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):
                 answer.append(True)
@@ -105,8 +112,8 @@ def check_parts(config: Config, *, prepared: bool = False) -> None:
         _check_data_and_text(config, amiss, hub)
     if config.check.baseline:
         _collect(amiss, "check.baseline", lambda: read_summary(Path(config.check.baseline)))
-    if not amiss and weights_kind(config.teacher.weights) in ("folder", "package"):
-        _collect(amiss, "", lambda: check_teacher(config, model_config(weights_folder(config.teacher.weights))))
+    if not amiss:
+        _collect(amiss, "", lambda: check_teacher(config))
     unreachable = bool(hub) and not hub_reachable()
     if unreachable:
         amiss.append(", ".join(hub) + ": not in the hub's cache (text never is), nor can the hub be reached")
@@ -134,8 +141,11 @@ def _check_data_and_text(config: Config, amiss: list[str], hub: list[str]) -> No
                 hub.append(f"text {text.removeprefix('hub:').partition('@')[0].partition(':')[0]} (corpus.text)")
 
 
-def check_teacher(config: Config, teacher: Mapping[str, Any]) -> None:
-    """Raise UserError where a teacher's config.json is at odds with the settings: sequence_length, students' layers."""
+def check_teacher(config: Config) -> None:
+    """Raise UserError where a local teacher is at odds with the settings: sequence_length, students' layers."""
+    if weights_kind(config.teacher.weights) not in ("folder", "package"):
+        return
+    teacher = model_config(weights_folder(config.teacher.weights))
     layers = size_of(teacher, "layers")
     if needs_corpus(config):
         check_sequence_length(config.corpus.sequence_length, longest_sequence(teacher))

@@ -233,7 +233,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
-            old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
 
 
 def _take_place(new: Path, path: Path, old: Path) -> None:
@@ -319,4 +319,9 @@ def clean_partial(folder: Path) -> None:
     """Remove what a killed process left under temporary names in a step's folder."""
     if folder.is_dir():
         for path in folder.rglob(".*.partial"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, where it is there."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

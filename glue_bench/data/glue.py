@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from glue_bench.data.glue_tsv import read_tsv
 from glue_bench.errors import UserError
-from glue_bench.inputs import glue_in_hub_cache, hub_snapshot
+from glue_bench.inputs import glue_in_hub_cache
 from glue_bench.sources import HUB_DATASET, all_splits, source_kind, split_files
 from glue_bench.sources import available_splits as available_splits
 from glue_bench.tasks import TASKS, Task
@@ -105,12 +105,8 @@ def data_completeness(source: str, rows: Mapping[str, Mapping[str, int]]) -> str
         return "embedded"
     for name, counts in rows.items():
         row = TASKS[name]
-        official = dict(zip(row.dev_splits, row.dev_rows, strict=True))
-        if row.train_rows:
-            official["train"] = row.train_rows
-        if any(counts.get(split, 0) < size for split, size in official.items()):
-            return "subset"
-        if any(counts[split] > official[split] for split in row.dev_splits):
+        whole = all(counts.get(split) == size for split, size in zip(row.dev_splits, row.dev_rows, strict=True))
+        if not whole or counts.get("train", 0) < row.train_rows:
             return "subset"
     return "full"
 
@@ -129,8 +125,8 @@ def _embedded(row: Task, split: str, seed: int) -> pa.Table:
 
 def _from_hub(row: Task, split: str, revision: str, cache: Path | None) -> pa.Table:
     """From the hub's own cache where its files are there (`hf download`), also without a network; else by datasets."""
-    if glue_in_hub_cache(HUB_DATASET, revision, (row.name,)):
-        files = split_files(str(hub_snapshot("datasets", HUB_DATASET, revision)), row.name)
+    if folder := glue_in_hub_cache(HUB_DATASET, revision, (row.name,)):
+        files = split_files(str(folder), row.name)
         if split in files and files[split][0].suffix == ".parquet":
             return _from_parquet(files[split], row)
     import datasets

@@ -91,11 +91,10 @@ class Analysis:
         return None if own is None or teacher is None else 1 - own.encoder / teacher.encoder
 
     @property
-    def seeds(self) -> tuple[int, int]:
-        """Fewest and most seeds behind a task's score, over teacher and students; (0, 0) without scores."""
+    def fewest_seeds(self) -> int:
+        """Fewest seeds behind a task's score, over teacher and students; 0 without scores."""
         rows = [self.scores.headlines.get(model, {}) for model in self.fine_tuned]
-        counts = [one.n_seeds for row in rows for one in row.values()]
-        return (min(counts), max(counts)) if counts else (0, 0)
+        return min((one.n_seeds for row in rows for one in row.values()), default=0)
 
     def seeds_behind(self, model: str) -> tuple[int, int]:
         """Fewest and most seeds of a row and of the teacher behind a task that its retention stands on."""

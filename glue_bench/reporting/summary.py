@@ -31,7 +31,7 @@ def summarise(analysis: Analysis) -> dict[str, Any]:
         "missing": list(run.missing),
         "data": run.data,
         "tasks": list(analysis.tasks),
-        "seeds": analysis.seeds[0] or None,
+        "seeds": analysis.fewest_seeds or None,
         "teacher": analysis.teacher,
         "environment": run.environment,
         "finding": finding(analysis),
