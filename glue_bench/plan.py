@@ -216,6 +216,8 @@ def _distill(config: Config, compute: Mapping[str, Any]) -> list[Step]:
         settings, upkeep = _without_upkeep(
             {**plain(distill), **compute, "layers": list(student.layers), "teacher": teacher}
         )
+        if distill.family == "same":  # said of these alone: earlier ones had a new pooler, all other students stay done
+            settings["keeps_pooler"] = True
         needs = (teacher, "prepare/corpus") if _trains(distill) else (teacher,)
         steps.append(Step(f"distill/{student.name}", settings, needs, {}, upkeep))
     return steps

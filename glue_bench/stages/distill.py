@@ -18,7 +18,7 @@ from glue_bench.learning.loop import autocast
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights, distillation_loss
 from glue_bench.learning.models import load_masked_lm, load_tokenizer, set_dropout
 from glue_bench.learning.progress import encoder_flops, head_flops
-from glue_bench.learning.saving import model_card, save_model
+from glue_bench.learning.saving import model_card, pooler_tensors, save_model
 from glue_bench.learning.students import freeze_positions, student_of
 from glue_bench.learning.training import set_up, start, train_step, training_result
 from glue_bench.plan import Step
@@ -91,7 +91,10 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     if group.records:
         for name in () if trains else ("training.csv", "heldout.csv"):
             (folder / name).unlink(missing_ok=True)
-        save_model(student, tokenizer, folder / "model", _card(step, student, layers, data, result), {})
+        # A BERT's classifiers stand on its pooler, which no MLM trains; a random student copies nothing
+        copies = settings.get("keeps_pooler") and settings["initialisation"] == "teacher"
+        more = pooler_tensors(source, student) if copies else {}
+        save_model(student, tokenizer, folder / "model", _card(step, student, layers, data, result), more)
     return result
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaModel
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, RobertaConfig, RobertaModel
 
 from glue_bench.errors import UserError
 from glue_bench.learning import loop
+from glue_bench.learning.models import load_classifier
 from glue_bench.stages import distill
+from glue_bench.tasks import TASKS
 
 STEP = "distill/small"
 
@@ -79,6 +81,25 @@ def test_a_roberta_teacher_gives_a_smaller_roberta(walk: Callable, tmp_path: Pat
     assert (model.config.model_type, model.config.num_hidden_layers) == ("roberta", 2)
     before, after = result["heldout"]["before"], result["heldout"]["after"]
     assert after["kl_to_teacher"] < before["kl_to_teacher"]
+
+
+@pytest.mark.parametrize("initialisation", ["teacher", "random"])
+def test_a_bert_student_has_its_teachers_pooler(initialisation: str, walk: Callable, tmp_path: Path) -> None:
+    """Its classifiers stand on it, trained or only copied; one that starts from random weights has a new one."""
+    source = walk("source")
+    source.do("prepare/weights/teacher")
+    folder = tmp_path / "released"
+    shutil.copytree(source.model("prepare/weights/teacher"), folder)
+    BertModel.from_pretrained(folder).save_pretrained(folder)
+    released = load_file(folder / "model.safetensors")["pooler.dense.weight"]
+    for budget in ({"epochs": 1}, {"epochs": 0}):
+        settings = {"family": "same", "initialisation": initialisation, **budget}
+        here = walk(f"run-{budget['epochs']}", teacher={"weights": str(folder)}, distill=settings)
+        here.do(STEP)
+        classifier = load_classifier(here.model(STEP), TASKS["rte"], seed=1)
+        kept = torch.equal(classifier.bert.pooler.dense.weight, released)
+        assert kept == (initialisation == "teacher")
+    assert "keeps_pooler" not in walk("distilbert").steps[STEP].settings, "other students stay done"
 
 
 def test_without_budget_the_student_is_only_built(walk: Callable) -> None:
