@@ -1,4 +1,4 @@
-"""The README: its two commands are the ones CI and the tests run, and every command it shows is one the tool takes."""
+"""README and docs: CI and the tests run its two commands, and every command shown is one the tool takes."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from glue_bench.config import Config, load_config, plain
 from glue_bench.tasks import TASKS
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", README, flags=re.S)
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md"))}
+BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", "\n".join([README, *DOCS.values()]), flags=re.S)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 COMMANDS = [
     line.split("python -m glue_bench ", 1)[1].split(" && ")[0] for line in LINES if "python -m glue_bench " in line
@@ -36,7 +37,8 @@ def test_ci_installs_and_tests_as_the_readme_does() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_shown_is_one_the_tool_takes(command: str) -> None:
+def test_every_command_shown_is_one_the_tool_takes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
     arguments = shlex.split(command, comments=True)
     options = cli.build_parser().parse_args(arguments)
     if getattr(options, "config", None) and options.verb != "check" and not options.config.endswith(".toml"):
@@ -47,6 +49,10 @@ def test_every_command_shown_is_one_the_tool_takes(command: str) -> None:
 def test_readme_names_what_is_there() -> None:
     for name in re.findall(r"`((?:glue_bench|configs|benchmarks|results)/[\w./-]+)`", README):
         assert (REPOSITORY / name).exists() or name.startswith("results/"), name
+    for folder, text in ((REPOSITORY, README), *((REPOSITORY / "docs", text) for text in DOCS.values())):
+        for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
+            assert (folder / link).is_file(), link
+    assert set(DOCS) == {"results.md", "speed.md"}
     assert len(TASKS) == 10
 
 
@@ -60,8 +66,9 @@ def test_commands_of_published_runs_are_shown() -> None:
 
 
 @pytest.mark.parametrize("command", _published_commands())
-def test_commands_of_published_runs_give_their_settings(command: str) -> None:
+def test_commands_of_published_runs_give_their_settings(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What README says to run has the settings that the published run has, wherever its files are."""
+    monkeypatch.chdir(REPOSITORY)
     options = cli.build_parser().parse_args(shlex.split(command, comments=True))
     settings = [text for text in options.set if "FILE" not in text and "FOLDER" not in text]
     now = plain(load_config(options.config, settings))
