@@ -56,7 +56,7 @@ class Corpus:
     batches: str = setting(
         "packed",
         "packed: no padding; by_length: a document a sequence; sentences: a sentence a sequence; "
-        "mixed: in turn a sentence, a pair with [SEP] between, a passage, from paragraphs of several sentences",
+        "mixed: in turn a sentence, a pair (neighbours, or one reworded) with [SEP] between, and a passage",
         choices=("packed", "by_length", "sentences", "mixed"),
     )
     seed: int = setting(0, "seed of the embedded text", low=0)

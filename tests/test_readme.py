@@ -62,7 +62,8 @@ def _published_commands() -> list[str]:
 
 
 def test_commands_of_published_runs_are_shown() -> None:
-    assert {re.search(r"--run (\S+)", command)[1] for command in _published_commands()} >= {"minilm-short"}
+    shown = {re.search(r"--run (\S+)", command)[1] for command in _published_commands()}
+    assert shown >= {"minilm", "minilm-short", "minilm-packed", "minilm-1m", "minilm-8m"}
 
 
 @pytest.mark.parametrize("command", _published_commands())
@@ -79,6 +80,10 @@ def test_commands_of_published_runs_give_their_settings(command: str, monkeypatc
         differ = {key for key, value in values.items() if now[section][key] != value}
         assert not differ - {"checkpoint_every"}, section
     assert now["corpus"]["batches"] == then["corpus"].get("batches", "packed")
+    given = {text.split("=", 1)[0] for text in options.set}
+    for section, key in (("data", "glue"), ("corpus", "text"), ("corpus", "heldout")):
+        if "/" in str(then[section].get(key, "")):  # a file or folder of whoever ran it
+            assert f"{section}.{key}" in given, "a reader's files are elsewhere"
     students = {one["name"]: one for one in now["students"]}
     for one in then["students"]:
         assert {key: students[one["name"]][key] for key in one} == one

@@ -126,11 +126,13 @@ class RunFolder:
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Stage -> seconds of its steps, summed: those that ran at once count in full."""
+        """Stage -> seconds of its steps, summed: those that ran at once count in full, resumed ones from the start."""
         total: dict[str, float] = {}
         for step, record in self.records.items():
             stage = step.split("/")[0]
-            total[stage] = total.get(stage, 0.0) + float(record.get("seconds") or 0.0)
+            # a record's own seconds are of the sitting that ended the step, a training's of all its sittings
+            training = (record["result"].get("training") or {}).get("seconds") or 0.0
+            total[stage] = total.get(stage, 0.0) + max(float(record.get("seconds") or 0.0), float(training))
         return total
 
     @cached_property

@@ -488,6 +488,21 @@ def test_scores_of_the_diagnostic_set_are_shown_where_it_has_labels(tmp_path: Pa
     assert [(row["seed"], float(row["value"])) for row in found] == [("1", 1.0), ("2", 1.0)]
 
 
+def test_wall_time_of_a_resumed_training_counts_all_its_sittings(tmp_path: Path) -> None:
+    store = make_run(tmp_path, reported=False)
+    records = {path: json.loads(path.read_text()) for path in store.root.glob("distill/*/record.json")}
+    trained = {path: record for path, record in records.items() if record["result"].get("training")}
+    found = []
+    for seconds in (70.0, 110.0):  # of the last sitting, and of all
+        for path, record in trained.items():
+            result = record["result"] | {"training": record["result"]["training"] | {"seconds": seconds}}
+            unsealed = {key: value for key, value in record.items() if key != "seal"}
+            write_atomic(path, json.dumps(sealed(unsealed | {"seconds": 100.0, "result": result})))
+        table = section(tables_of(store)["report.md"], "Wall time")
+        found += [float(row.split("|")[2]) for row in table.splitlines() if row.startswith("| distill ")]
+    assert trained and found[1] - found[0] == pytest.approx(10.0 * len(trained))
+
+
 def test_wall_time_of_the_fine_tunings_by_model_and_task(tmp_path: Path) -> None:
     store = make_run(tmp_path, reported=False)
     for number, path in enumerate(sorted(store.root.glob("finetune/*/rte/*/record.json")), start=1):
