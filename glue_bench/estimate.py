@@ -15,6 +15,7 @@ from glue_bench.model_folder import model_config, size_of
 from glue_bench.pipeline import states
 from glue_bench.plan import Step, plan
 from glue_bench.preflight import check_teacher
+from glue_bench.records import step_seconds
 from glue_bench.sources import HUB_DATASET
 from glue_bench.store import Store, kept_weights
 from glue_bench.work import fine_tuning_tokens
@@ -42,7 +43,7 @@ def plan_table(config: Config, results: Path, run_name: str) -> str:
         state = known[step.name]
         record = store.record(step.name) or {}
         done = state.kind == "done"
-        seconds = record.get("seconds", 0.0) if done else guess_seconds(step, config, machine)
+        seconds = step_seconds(record) if done else guess_seconds(step, config, machine)
         size = _kept_bytes(store, step, record) if done else guess_bytes(step, config)
         download = "" if done else guess_download(step, config)
         total_s += 0 if done else seconds

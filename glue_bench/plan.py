@@ -216,7 +216,8 @@ def _distill(config: Config, compute: Mapping[str, Any]) -> list[Step]:
         settings, upkeep = _without_upkeep(
             {**plain(distill), **compute, "layers": list(student.layers), "teacher": teacher}
         )
-        if distill.family == "same":  # said of these alone: earlier ones had a new pooler, all other students stay done
+        # A BERT's classifiers stand on its pooler, which no MLM trains. Said of these alone: other students stay done.
+        if distill.family == "same" and distill.initialisation == "teacher":
             settings["keeps_pooler"] = True
         needs = (teacher, "prepare/corpus") if _trains(distill) else (teacher,)
         steps.append(Step(f"distill/{student.name}", settings, needs, {}, upkeep))

@@ -228,6 +228,12 @@ def is_record(record: Any) -> bool:
     )
 
 
+def step_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds that a recorded step took: its own are of the sitting that ended it, its training's of all sittings."""
+    training = record["result"].get("training") or {}
+    return max(float(record.get("seconds") or 0.0), float(training.get("seconds") or 0.0))
+
+
 def _is_result(stage: str, result: Mapping[str, Any]) -> bool:
     typed = RESULTS.get(SAME_RESULT.get(stage, stage), {})
     try:

@@ -17,7 +17,7 @@ from glue_bench.data.glue import data_completeness
 from glue_bench.data.predictions import PREDICTIONS_FILE
 from glue_bench.errors import UserError, redo
 from glue_bench.plan import int8_step, model_names, roles, weights_step
-from glue_bench.records import Size, Timing, from_json
+from glue_bench.records import Size, Timing, from_json, step_seconds
 from glue_bench.store import CONFIG_FILE, RECORD, UNREADABLE, damaged_file, read_record
 
 REPORTED_FILES = (PREDICTIONS_FILE, "training.csv", "heldout.csv")  # what tables and figures are made of
@@ -130,9 +130,7 @@ class RunFolder:
         total: dict[str, float] = {}
         for step, record in self.records.items():
             stage = step.split("/")[0]
-            # a record's own seconds are of the sitting that ended the step, a training's of all its sittings
-            training = (record["result"].get("training") or {}).get("seconds") or 0.0
-            total[stage] = total.get(stage, 0.0) + max(float(record.get("seconds") or 0.0), float(training))
+            total[stage] = total.get(stage, 0.0) + step_seconds(record)
         return total
 
     @cached_property
@@ -143,7 +141,7 @@ class RunFolder:
             stage, *place = step.split("/")
             if stage == "finetune":
                 key = (place[0], place[1])
-                total[key] = total.get(key, 0.0) + float(record.get("seconds") or 0.0)
+                total[key] = total.get(key, 0.0) + step_seconds(record)
         return total
 
 

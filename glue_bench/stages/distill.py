@@ -91,9 +91,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     if group.records:
         for name in () if trains else ("training.csv", "heldout.csv"):
             (folder / name).unlink(missing_ok=True)
-        # A BERT's classifiers stand on its pooler, which no MLM trains; a random student copies nothing
-        copies = settings.get("keeps_pooler") and settings["initialisation"] == "teacher"
-        more = pooler_tensors(source, student) if copies else {}
+        more = pooler_tensors(source, student) if settings.get("keeps_pooler") else {}
         save_model(student, tokenizer, folder / "model", _card(step, student, layers, data, result), more)
     return result
 
