@@ -16,6 +16,7 @@ from glue_bench.config import Machine
 from glue_bench.errors import UserError
 from glue_bench.records import Environment
 
+KERNELS_KEPT = "4096"  # by oneDNN, of a few ten kB each
 LIBRARIES = ("torch", "transformers", "datasets", "evaluate", "tokenizers", "numpy", "scipy", "scikit-learn", "pandas")
 
 
@@ -184,9 +185,14 @@ def source_commit() -> str:
 
 
 def use_threads(threads: int) -> None:
-    """Fix torch's threads: gradients differ in the last bits between one thread and two."""
+    """Fix torch's threads: gradients differ in the last bits between one thread and two.
+
+    oneDNN keeps the kernels it made, 1,024 by default, and forgets those not used for longest. Fine-tuning in bf16
+    needs some forty for every width of a batch: full MRPC has 26 widths, and its second epoch made many again.
+    """
     import torch
 
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)  # read once, at the first product
     torch.set_num_threads(threads)
 
 

@@ -115,7 +115,7 @@ def training_batches(encoded: Encoded, batch_size: int, *, seed: int, epoch: int
 
 def prediction_batches(encoded: Encoded, max_tokens: int) -> list[Batch]:
     """All examples by length, the longest first (so that memory runs out at once or never), in batches of at most
-    max_tokens tokens with padding to a multiple of 8, so that few shapes occur, or of one example."""
+    max_tokens tokens with padding to a multiple of 8, or of one example."""
     order = np.argsort(-encoded.lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):

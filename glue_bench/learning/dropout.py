@@ -2,7 +2,7 @@
 
 torch draws one Mersenne-Twister float per element on the CPU: 10 ns with the multiplication, measured; over a BERT step
 that is a fifth of the time in fp32 and a quarter in bf16 with AMX. Here one 64-bit word of SFC64 serves four elements
-and the comparison writes the mask as numbers: 2 ns. On CUDA torch's own dropout is fast and is left alone.
+(or eight) and the comparison writes the mask as numbers: 2 ns. On CUDA torch's own dropout is fast and is left alone.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "glue_bench_dropout"  # the name under which transformers finds the attention below
 SHORT = 100  # tokens up to which attention in bf16 costs a CPU less in products than fused, without gradient
-LEVELS = 1 << 16  # values of 16 random bits
 
 
 class MaskStream:
-    """Dropout masks from one stream of random bits, which is started anew by any key of integers."""
+    """Dropout masks from one stream of random bits, 16 or 8 an element, which any key of integers starts anew."""
 
-    def __init__(self, *key: int) -> None:
+    def __init__(self, *key: int, bits: int = 16) -> None:
+        self.levels, self.kind = 1 << bits, np.dtype(f"int{bits}")
         self.restart(*key)
 
     def restart(self, *key: int) -> None:
@@ -33,17 +33,21 @@ class MaskStream:
         self._bits = np.random.SFC64(key)
 
     def mask(self, like: Tensor, probability: float) -> Tensor:
-        """A mask of like's shape and dtype: 0 with the probability, else 1 / (1 - probability), independently.
+        """A mask of like's shape and dtype: 0 with the probability, else 1 / (1 - probability), in like's precision."""
+        return self.kept(like, probability).mul_(1.0 / (1.0 - probability))
 
-        An element is dropped where its 16 bits lie below a threshold; that is rounded at random, up or down, once per
-        mask, so that each element is dropped with exactly the probability asked for.
+    def kept(self, like: Tensor, probability: float) -> Tensor:
+        """The same mask with ones, for who scales what it keeps.
+
+        An element is dropped where its bits lie below a threshold; that is rounded at random, up or down, once per
+        mask, so that each element is dropped with exactly the probability asked for. With 8 bits the share dropped of
+        one mask is within a 256th of it.
         """
-        words = self._bits.random_raw(like.numel() // 4 + 2)
-        threshold = math.floor(probability * LEVELS + float(words[-1] >> np.uint64(11)) * 2.0**-53)
-        bits = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
+        words = self._bits.random_raw(like.numel() * self.kind.itemsize // 8 + 2)
+        threshold = math.floor(probability * self.levels + float(words[-1] >> np.uint64(11)) * 2.0**-53)
+        bits = torch.from_numpy(words.view(self.kind))[: like.numel()].view(like.shape)
         mask = torch.empty(like.shape, dtype=like.dtype)
-        torch.ge(bits, threshold - LEVELS // 2, out=mask)
-        return mask.mul_(1.0 / (1.0 - probability))
+        return torch.ge(bits, threshold - self.levels // 2, out=mask)
 
 
 class StreamDropout(nn.Dropout):
@@ -138,16 +142,33 @@ def _scores(query: Tensor, key: Tensor, attention_mask: Tensor | None, scale: fl
     """
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
-    rows = torch.zeros(1, 1, 1, dtype=query.dtype)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        hidden = torch.zeros(attention_mask.shape, dtype=query.dtype)
-        attention_mask = hidden.masked_fill_(attention_mask.logical_not(), torch.finfo(query.dtype).min)
-    same_for_all_queries = attention_mask is not None and attention_mask.shape[1:3] == (1, 1)
-    if same_for_all_queries:
-        rows = attention_mask.to(query.dtype).expand(batch, heads, 1, keys).reshape(-1, 1, keys)
+    rows = mask_rows(attention_mask, query.dtype, batch, heads)
+    within = torch.zeros(1, 1, 1, dtype=query.dtype) if rows is None else rows
     query, key = query.reshape(-1, queries, width), key.reshape(-1, keys, width)
-    scores = torch.baddbmm(rows, query, key.transpose(1, 2), alpha=scale).view(batch, heads, queries, keys)
-    return scores if attention_mask is None or same_for_all_queries else scores + attention_mask
+    scores = torch.baddbmm(within, query, key.transpose(1, 2), alpha=scale).view(batch, heads, queries, keys)
+    return scores if rows is not None else scores + _added(attention_mask, query.dtype)
+
+
+def mask_rows(attention_mask: Tensor | None, dtype: torch.dtype, batch: int, heads: int) -> Tensor | None:
+    """What a mask adds to scores (batch x heads, queries, keys): of shape (batch x heads or 1, 1, keys or 1).
+
+    None where it is not the same for all queries and heads. attention_mask: None, or boolean or to be added, of a shape
+    that broadcasts to (batch, heads, queries, keys).
+    """
+    if attention_mask is None:
+        return torch.zeros(1, 1, 1, dtype=dtype)
+    if attention_mask.shape[1:3] != (1, 1):
+        return None
+    keys = attention_mask.shape[-1]
+    return _added(attention_mask, dtype).to(dtype).expand(batch, heads, 1, keys).reshape(-1, 1, keys)
+
+
+def _added(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add: of a boolean one the lowest number where nothing is attended to."""
+    if attention_mask.dtype != torch.bool:
+        return attention_mask
+    hidden = torch.zeros(attention_mask.shape, dtype=dtype)
+    return hidden.masked_fill_(attention_mask.logical_not(), torch.finfo(dtype).min)
 
 
 AttentionInterface.register(ATTENTION, attention)

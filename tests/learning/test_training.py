@@ -10,7 +10,7 @@ from glue_bench.config import Machine
 from glue_bench.learning import decoder_loss, training
 from glue_bench.learning.distributed import Group
 from glue_bench.learning.loop import Curves
-from glue_bench.learning.optimiser import Schedule
+from glue_bench.learning.optimiser import Schedule, clipped_step, tuning_adamw
 from glue_bench.machine import facts
 
 
@@ -56,3 +56,34 @@ def test_processes_share_the_threads_that_the_fingerprint_has(monkeypatch: pytes
         training.start({"threads": 6}, "cpu")
     assert len(set(planned)) == 1
     assert used == [6, 3, 1]
+
+
+@pytest.mark.parametrize("scale", [0.01, 1000.0])
+def test_gradients_scaled_within_the_step_are_scaled_as_before_it(scale: float) -> None:
+    """Below the norm they stay as they are, to the bit; above it they have it."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(7, 5), torch.randn(7, 5) * scale
+    after = []
+    for within in (False, True):
+        trained = [torch.nn.Parameter(start.clone()), torch.nn.Parameter(torch.ones(3))]
+        optimiser = tuning_adamw(trained, 0.1, 0.0, torch.device("cpu"))
+        for step in range(3):  # Adam alone would not see a scale that never changes
+            trained[0].grad = gradient * (step + 1)
+            clipped_step(optimiser, trained, 1.0, within=within)
+        after.append(trained[0].detach().clone())
+        moments = optimiser.state[trained[0]]["exp_avg_sq"]
+        assert float(moments.sum()) == pytest.approx(
+            sum(0.999 ** (2 - step) * 0.001 * min(float(gradient.norm()) * (step + 1), 1.0) ** 2 for step in range(3)),
+            rel=1e-4,
+        )
+        assert torch.equal(trained[1], torch.ones(3)) and not torch.equal(after[-1], start)
+    assert torch.equal(*after) if scale < 1 else torch.allclose(*after, atol=1e-5)
+
+
+def test_only_matrices_decay() -> None:
+    trained = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
+    optimiser = tuning_adamw(trained, 0.1, 0.5, torch.device("cpu"))
+    for one in trained:
+        one.grad = torch.zeros_like(one)
+    clipped_step(optimiser, trained, 1.0, within=True)
+    assert torch.allclose(trained[0], torch.full((2, 2), 0.95)) and torch.equal(trained[1], torch.ones(2))
