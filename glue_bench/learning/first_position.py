@@ -7,7 +7,7 @@ not use it: it measures models as everyone runs them.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from glue_bench.learning.dropout import attention
 from glue_bench.learning.families import encoder_layers
+from glue_bench.learning.layer_parts import PARTS, Parts
 
 
 @contextlib.contextmanager
@@ -23,14 +24,14 @@ def first_position_only(model: PreTrainedModel) -> Iterator[None]:
 
     Models of families that are not known here to read only that are left as they are.
     """
-    compute = LAST_LAYERS.get(model.config.model_type)
-    if compute is None:
+    parts_of = PARTS.get(model.config.model_type)
+    if parts_of is None:
         yield
         return
     last = encoder_layers(model)[-1]
 
     def forward(hidden: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        return compute(last, hidden, attention_mask)
+        return _at_first(parts_of(last), hidden, attention_mask)
 
     last.forward = forward
     try:
@@ -39,17 +40,13 @@ def first_position_only(model: PreTrainedModel) -> Iterator[None]:
         del last.forward
 
 
-def _bert(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    own, first = layer.attention.self, hidden[:, :1]
-    context = _attended(own, own.query(first), own.key(hidden), own.value(hidden), own.num_attention_heads, mask)
-    return layer.feed_forward_chunk(layer.attention.output(context, first))
-
-
-def _distilbert(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    own, first = layer.attention, hidden[:, :1]
-    context = _attended(own, own.q_lin(first), own.k_lin(hidden), own.v_lin(hidden), own.n_heads, mask)
-    attended = layer.sa_layer_norm(own.out_lin(context) + first)
-    return layer.output_layer_norm(layer.ffn(attended) + attended)
+def _at_first(parts: Parts, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """A layer's hidden states (batch, 1, width) of the first position."""
+    first = hidden[:, :1]
+    projected = parts.query(first), parts.key(hidden), parts.value(hidden)
+    context = _attended(parts.own, *projected, parts.heads, mask)
+    attended = parts.attention_norm(parts.attention_dropout(parts.out(context)) + first)
+    return parts.norm(parts.dropout(parts.down(parts.activation(parts.up(attended)))) + attended)
 
 
 def _attended(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -61,13 +58,3 @@ def _attended(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, head
     dropout = module.dropout.p if module.training else 0.0
     context, _ = attention(module, query, key, value, None if mask is None else mask[:, :, :1], dropout)
     return context.flatten(2)
-
-
-LAST_LAYERS: dict[str, Callable[[nn.Module, Tensor, Tensor | None], Tensor]] = {
-    "bert": _bert,
-    "distilbert": _distilbert,
-    "roberta": _bert,
-    "xlm-roberta": _bert,
-    "camembert": _bert,
-    "electra": _bert,
-}

@@ -10,7 +10,7 @@ from glue_bench.learning.fused_linear import is_gelu
 
 @dataclass(frozen=True)
 class Parts:
-    """A layer's modules, in the order in which hidden states meet them, and its probabilities of dropout."""
+    """A layer's modules, in the order in which hidden states meet them."""
 
     own: nn.Module  # self-attention, as transformers' attention functions take it
     heads: int
@@ -18,14 +18,28 @@ class Parts:
     key: nn.Linear
     value: nn.Linear
     out: nn.Linear
+    attention_dropout: nn.Module
     attention_norm: nn.LayerNorm
     up: nn.Linear
     activation: nn.Module
     down: nn.Linear
+    dropout: nn.Module
     norm: nn.LayerNorm
-    weights_dropout: float  # of attention weights
-    attention_dropout: float  # of attention's output
-    dropout: float  # of the feed-forward block's output
+
+    @property
+    def weights_probability(self) -> float:
+        """With which attention weights are dropped."""
+        return _probability(self.own.dropout)
+
+    @property
+    def attention_probability(self) -> float:
+        """With which attention's output is dropped."""
+        return _probability(self.attention_dropout)
+
+    @property
+    def probability(self) -> float:
+        """With which the feed-forward block's output is dropped."""
+        return _probability(self.dropout)
 
     @property
     def attention_parameters(self) -> list[Tensor]:
@@ -63,14 +77,13 @@ def _bert(layer: nn.Module) -> Parts:
         key=own.key,
         value=own.value,
         out=output.dense,
+        attention_dropout=output.dropout,
         attention_norm=output.LayerNorm,
         up=layer.intermediate.dense,
         activation=layer.intermediate.intermediate_act_fn,
         down=layer.output.dense,
+        dropout=layer.output.dropout,
         norm=layer.output.LayerNorm,
-        weights_dropout=_probability(own.dropout),
-        attention_dropout=_probability(output.dropout),
-        dropout=_probability(layer.output.dropout),
     )
 
 
@@ -83,14 +96,13 @@ def _distilbert(layer: nn.Module) -> Parts:
         key=own.k_lin,
         value=own.v_lin,
         out=own.out_lin,
+        attention_dropout=nn.Identity(),
         attention_norm=layer.sa_layer_norm,
         up=block.lin1,
         activation=block.activation,
         down=block.lin2,
+        dropout=block.dropout,
         norm=layer.output_layer_norm,
-        weights_dropout=_probability(own.dropout),
-        attention_dropout=0.0,
-        dropout=_probability(block.dropout),
     )
 
 

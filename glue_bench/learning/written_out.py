@@ -34,7 +34,7 @@ class Weights:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self._out, self._up, self._down = (LowLinear(one) for one in (parts.out, parts.up, parts.down))
+        self.out, self.up, self.down = (LowLinear(one) for one in (parts.out, parts.up, parts.down))
 
     @cached_property
     def qkv(self) -> tuple[Tensor, Tensor]:
@@ -46,21 +46,6 @@ class Weights:
             its_weight.copy_(layer.weight.detach())
             its_bias.copy_(layer.bias.detach())
         return weight.flatten(0, 1), bias.flatten()
-
-    @property
-    def out(self) -> tuple[Tensor, Tensor]:
-        """(width, width) and (width,)."""
-        return self._out.both
-
-    @property
-    def up(self) -> tuple[Tensor, Tensor]:
-        """(inner, width) and (inner,)."""
-        return self._up.both
-
-    @property
-    def down(self) -> tuple[Tensor, Tensor]:
-        """(width, inner) and (width,)."""
-        return self._down.both
 
 
 @contextlib.contextmanager
@@ -118,10 +103,10 @@ def _predict(
         hidden = hidden.to(LOW)
         query, key, value = _heads(linear(hidden, *weights.qkv, "none", [], ""), 3, parts.heads)
         context = _context(parts, query, key, value, len(hidden), attention_mask)
-        attended = linear.binary(context, hidden, *weights.out, "add")
+        attended = linear.binary(context, hidden, *weights.out.both, "add")
         attended = _norm(attended, parts.attention_norm)[0]
-        inner = linear(attended, *weights.up, "gelu", [], "none")
-        return _norm(linear.binary(inner, attended, *weights.down, "add"), parts.norm)[0]
+        inner = linear(attended, *weights.up.both, "gelu", [], "none")
+        return _norm(linear.binary(inner, attended, *weights.down.both, "add"), parts.norm)[0]
 
 
 def _context(
@@ -143,7 +128,7 @@ def _exponentials(query: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Ten
     softmax's own passes, for the maximum and to fp32 and back, are a twelfth of a step and a fifth of prediction. bf16
     reaches as far as fp32; what is kept, to scores of 69, leaves room for the product with values.
     """
-    weights = torch.baddbmm(rows, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5).exp_()
+    weights = _scores(query, key, rows).exp_()
     sums = weights.sum(-1, keepdim=True)
     lowest, highest = torch.aminmax(sums)
     return (weights, sums) if 1e-30 < float(lowest) <= float(highest) < 1e30 else None
@@ -154,8 +139,11 @@ def _probabilities(query: Tensor, key: Tensor, rows: Tensor) -> Tensor:
     found = _exponentials(query, key, rows)
     if found is not None:
         return found[0].div_(found[1])
-    scores = torch.baddbmm(rows, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(LOW)
+    return torch.softmax(_scores(query, key, rows), dim=-1, dtype=torch.float32).to(LOW)
+
+
+def _scores(query: Tensor, key: Tensor, rows: Tensor) -> Tensor:
+    return torch.baddbmm(rows, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
 
 
 class _Attention(torch.autograd.Function):
@@ -169,10 +157,12 @@ class _Attention(torch.autograd.Function):
         linear = onednn_linear()
         query, key, value = _heads(linear(hidden, *weights.qkv, "none", [], ""), 3, parts.heads)
         probabilities = _probabilities(query, key, rows)
-        kept = stream.kept(probabilities, parts.weights_dropout) if parts.weights_dropout else None
+        kept = stream.kept(probabilities, parts.weights_probability) if parts.weights_probability else None
         dropped = probabilities if kept is None else probabilities * kept
-        context = _merged(_product(dropped, value, 1.0 / (1.0 - parts.weights_dropout))[None], len(hidden))
-        total, mask = _residual(hidden, linear(context, *weights.out, "none", [], ""), stream, parts.attention_dropout)
+        context = _merged(_product(dropped, value, 1.0 / (1.0 - parts.weights_probability))[None], len(hidden))
+        total, mask = _residual(
+            hidden, linear(context, *weights.out.both, "none", [], ""), stream, parts.attention_probability
+        )
         normed, mean, deviation = _norm(total, parts.attention_norm)
         ctx.parts, ctx.weights = parts, weights
         saved = (hidden, query, key, value, probabilities, kept, dropped, context, total, mask, mean, deviation)
@@ -189,8 +179,8 @@ class _Attention(torch.autograd.Function):
         width = hidden.shape[-1]
         d_total, *d_norm = _norm_backward(gradient, total, parts.attention_norm, mean, deviation)
         d_out = d_total if mask is None else d_total * mask
-        (d_context,) = _heads((d_out.flatten(0, 1) @ weights.out[0]).view(hidden.shape), 1, parts.heads)
-        of_kept, scale = 1.0 / (1.0 - parts.weights_dropout), query.shape[-1] ** -0.5
+        (d_context,) = _heads((d_out.flatten(0, 1) @ weights.out.both[0]).view(hidden.shape), 1, parts.heads)
+        of_kept, scale = 1.0 / (1.0 - parts.weights_probability), query.shape[-1] ** -0.5
         d_probabilities = _product(d_context, value.transpose(1, 2), of_kept)
         if kept is not None:
             d_probabilities.mul_(kept)
@@ -214,9 +204,11 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, parts: Parts, weights: Weights, stream: MaskStream, hidden: Tensor, *_: Tensor) -> Tensor:
         """hidden (batch, length, width) bf16 -> the same shape."""
         linear = onednn_linear()
-        inner = linear(hidden, *weights.up, "none", [], "")
+        inner = linear(hidden, *weights.up.both, "none", [], "")
         activated = F.gelu(inner)
-        total, mask = _residual(hidden, linear(activated, *weights.down, "none", [], ""), stream, parts.dropout)
+        total, mask = _residual(
+            hidden, linear(activated, *weights.down.both, "none", [], ""), stream, parts.probability
+        )
         normed, mean, deviation = _norm(total, parts.norm)
         ctx.parts, ctx.weights = parts, weights
         ctx.save_for_backward(hidden, inner, activated, total, mask, mean, deviation)
@@ -228,9 +220,9 @@ class _FeedForward(torch.autograd.Function):
         hidden, inner, activated, total, mask, mean, deviation = ctx.saved_tensors
         d_total, *d_norm = _norm_backward(gradient, total, ctx.parts.norm, mean, deviation)
         d_down = d_total if mask is None else d_total * mask
-        d_inner = d_down.flatten(0, 1) @ ctx.weights.down[0]
+        d_inner = d_down.flatten(0, 1) @ ctx.weights.down.both[0]
         gelu_backward(d_inner, inner.flatten(0, 1), grad_input=d_inner)
-        d_hidden = torch.addmm(d_total.flatten(0, 1), d_inner, ctx.weights.up[0]).view(hidden.shape)
+        d_hidden = torch.addmm(d_total.flatten(0, 1), d_inner, ctx.weights.up.both[0]).view(hidden.shape)
         of_layers = (*_linear_backward(d_inner, hidden), *_linear_backward(d_down, activated))
         return None, None, None, d_hidden, *of_layers, *d_norm
 
@@ -281,7 +273,3 @@ def _linear_backward(gradient: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     if gradient.shape[1] < values.shape[1]:  # oneDNN reads a product's left side slowly along columns: 1.8 ms, 1.3 so
         turned = turned.contiguous()
     return (turned @ values).float(), gradient.sum(0).float()
-
-
-def _low(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    return layer.weight.detach().to(LOW), layer.bias.detach().to(LOW)

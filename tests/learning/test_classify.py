@@ -28,8 +28,9 @@ from glue_bench.learning.classify import (
     train,
 )
 from glue_bench.learning.dropout import MaskStream, StreamDropout, cheap_dropout
-from glue_bench.learning.first_position import LAST_LAYERS, first_position_only
+from glue_bench.learning.first_position import first_position_only
 from glue_bench.learning.graphs import StepGraphs
+from glue_bench.learning.layer_parts import PARTS
 from glue_bench.learning.narrowing import narrowed_vocabulary
 
 
@@ -427,7 +428,7 @@ def test_longest_input(family: str, positions: int) -> None:
 # -- the last layer ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", sorted(LAST_LAYERS))
+@pytest.mark.parametrize("family", sorted(PARTS))
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_last_layer_is_needed_at_the_first_position_only(family: str, padded: bool) -> None:
     model = classifier(family)

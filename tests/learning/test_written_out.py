@@ -48,10 +48,10 @@ def formula(parts: Parts, masks: Iterator[Tensor], hidden: Tensor, hide: Tensor)
         one(hidden).unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in (parts.query, parts.key, parts.value)
     )
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + hide
-    context = dropped(scores.softmax(-1), parts.weights_dropout) @ value
+    context = dropped(scores.softmax(-1), parts.weights_probability) @ value
     context = context.transpose(1, 2).flatten(2)
-    hidden = parts.attention_norm(hidden + dropped(parts.out(context), parts.attention_dropout))
-    return parts.norm(hidden + dropped(parts.down(F.gelu(parts.up(hidden))), parts.dropout))
+    hidden = parts.attention_norm(hidden + dropped(parts.out(context), parts.attention_probability))
+    return parts.norm(hidden + dropped(parts.down(F.gelu(parts.up(hidden))), parts.probability))
 
 
 def far(found: Tensor, wanted: Tensor) -> float:
