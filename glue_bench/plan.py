@@ -28,7 +28,7 @@ from glue_bench.machine import Facts
 from glue_bench.sources import available_splits, source_kind
 
 # Raised when a stage's results would differ from those of an earlier version with the same settings.
-STAGE_VERSIONS = {"prepare": 1, "pretrain": 4, "distill": 4, "finetune": 4, "benchmark": 2, "report": 2, "check": 1}
+STAGE_VERSIONS = {"prepare": 1, "pretrain": 4, "distill": 4, "finetune": 5, "benchmark": 2, "report": 2, "check": 1}
 STAGES = tuple(STAGE_VERSIONS)
 TEXT_SETTINGS = ("text", "heldout", "documents", "max_hub_tokens")  # of [corpus]: inputs, or of one kind of text only
 

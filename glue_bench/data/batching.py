@@ -15,10 +15,11 @@ from torch import Tensor
 from glue_bench.data.rounding import round_up
 
 TOKENISED_AT_ONCE = 10_000  # texts per call of the tokenizer, which holds a few kB per text while it works
-# Batches that are drawn at random and then sorted by length together. With 16 of 32 examples MRPC costs 1.05 and SST-2
-# 1.14 times the tokens that no padding would need (unsorted 1.50 and 3.01; with the Trainer's 50 1.02 and 1.05), and a
-# small task still has several groups.
-BATCHES_GROUPED = 16
+# Batches that are drawn at random and then sorted by length together: 50, as the Trainer has it, but no more than a
+# quarter of an epoch, so that examples change their partners from epoch to epoch, and no fewer than 16. With 50 of 32
+# examples SST-2 costs 1.05 and MNLI 1.04 times the tokens that no padding would need, with 16 1.15 and 1.12 (unsorted
+# SST-2 3.01); MRPC, whose quarter is 28 batches, 1.03 (16: 1.05, unsorted 1.50).
+MOST_GROUPED, LEAST_GROUPED = 50, 16
 WIDTH_MULTIPLE = 8  # that widths are rounded up to where kernels want it
 
 
@@ -97,17 +98,23 @@ def _flat(rows: list[np.ndarray], fill: int, margin: int) -> Tensor:
     return torch.from_numpy(np.concatenate([*rows, np.full(margin, fill, dtype=np.int32)]))
 
 
+def batches_grouped(examples: int, batch_size: int) -> int:
+    """How many batches of an epoch are sorted by length together."""
+    return min(MOST_GROUPED, max(LEAST_GROUPED, examples // (4 * batch_size)))
+
+
 def training_batches(encoded: Encoded, batch_size: int, *, seed: int, epoch: int) -> list[Batch]:
     """The batches of one epoch, each example once, in an order drawn from (seed, epoch).
 
-    Examples are shuffled, sorted by length within groups of 16 batches (equal lengths stay shuffled), cut into batches,
-    and these shuffled. Within a batch lengths ascend.
+    Examples are shuffled, sorted by length within groups of 16 to 50 batches (equal lengths stay shuffled), cut into
+    batches, and these shuffled. Within a batch lengths ascend.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(encoded))
+    grouped = batch_size * batches_grouped(len(encoded), batch_size)
     batches = []
-    for start in range(0, len(order), batch_size * BATCHES_GROUPED):
-        group = order[start : start + batch_size * BATCHES_GROUPED]
+    for start in range(0, len(order), grouped):
+        group = order[start : start + grouped]
         group = group[np.argsort(encoded.lengths[group], kind="stable")]
         batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
     return _placed([batches[i] for i in rng.permutation(len(batches))], encoded)

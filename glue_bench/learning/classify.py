@@ -30,6 +30,7 @@ from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.narrowing import narrowed_vocabulary
 from glue_bench.learning.optimiser import clipped_step, tuning_adamw
 from glue_bench.learning.output_head import full_precision_head
+from glue_bench.learning.process import own_memory
 from glue_bench.learning.written_out import written_out_layers
 from glue_bench.machine import is_terminal
 from glue_bench.model_folder import FROM_PADDING
@@ -104,6 +105,8 @@ def train(
     losses = torch.zeros(steps, device=device)
     stream = MaskStream(recipe.seed, bits=MASK_BITS[recipe.precision])
     devices = [device] if device.type == "cuda" else []
+    if device.type == "cpu":
+        own_memory(model)
     model.train()
     with (
         torch.random.fork_rng(devices=devices),

@@ -24,6 +24,7 @@ from glue_bench.learning.fused_linear import LowLinear, onednn_linear
 from glue_bench.learning.layer_parts import PARTS, Parts
 
 LOW = torch.bfloat16
+ZERO = torch.zeros((), dtype=LOW)
 norm_backward = torch.ops.aten.native_layer_norm_backward
 softmax_backward = torch.ops.aten._softmax_backward_data.out
 gelu_backward = torch.ops.aten.gelu_backward.grad_input
@@ -160,25 +161,25 @@ class _Attention(torch.autograd.Function):
         kept = stream.kept(probabilities, parts.weights_probability) if parts.weights_probability else None
         dropped = probabilities if kept is None else probabilities * kept
         context = _merged(_product(dropped, value, 1.0 / (1.0 - parts.weights_probability))[None], len(hidden))
-        total, mask = _residual(
+        total, kept_out = _residual(
             hidden, linear(context, *weights.out.both, "none", [], ""), stream, parts.attention_probability
         )
         normed, mean, deviation = _norm(total, parts.attention_norm)
         ctx.parts, ctx.weights = parts, weights
-        saved = (hidden, query, key, value, probabilities, kept, dropped, context, total, mask, mean, deviation)
+        saved = (hidden, query, key, value, probabilities, kept, dropped, context, total, kept_out, mean, deviation)
         ctx.save_for_backward(*saved)
         return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden, in bf16, and of the parameters, in fp32, from the gradient of what forward gave."""
-        hidden, query, key, value, probabilities, kept, dropped, context, total, mask, mean, deviation = (
+        hidden, query, key, value, probabilities, kept, dropped, context, total, kept_out, mean, deviation = (
             ctx.saved_tensors
         )
         parts, weights = ctx.parts, ctx.weights
         width = hidden.shape[-1]
         d_total, *d_norm = _norm_backward(gradient, total, parts.attention_norm, mean, deviation)
-        d_out = d_total if mask is None else d_total * mask
+        d_out = _residual_backward(d_total, kept_out, parts.attention_probability)
         (d_context,) = _heads((d_out.flatten(0, 1) @ weights.out.both[0]).view(hidden.shape), 1, parts.heads)
         of_kept, scale = 1.0 / (1.0 - parts.weights_probability), query.shape[-1] ** -0.5
         d_probabilities = _product(d_context, value.transpose(1, 2), of_kept)
@@ -206,20 +207,20 @@ class _FeedForward(torch.autograd.Function):
         linear = onednn_linear()
         inner = linear(hidden, *weights.up.both, "none", [], "")
         activated = F.gelu(inner)
-        total, mask = _residual(
+        total, kept = _residual(
             hidden, linear(activated, *weights.down.both, "none", [], ""), stream, parts.probability
         )
         normed, mean, deviation = _norm(total, parts.norm)
         ctx.parts, ctx.weights = parts, weights
-        ctx.save_for_backward(hidden, inner, activated, total, mask, mean, deviation)
+        ctx.save_for_backward(hidden, inner, activated, total, kept, mean, deviation)
         return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden, in bf16, and of the parameters, in fp32, from the gradient of what forward gave."""
-        hidden, inner, activated, total, mask, mean, deviation = ctx.saved_tensors
+        hidden, inner, activated, total, kept, mean, deviation = ctx.saved_tensors
         d_total, *d_norm = _norm_backward(gradient, total, ctx.parts.norm, mean, deviation)
-        d_down = d_total if mask is None else d_total * mask
+        d_down = _residual_backward(d_total, kept, ctx.parts.probability)
         d_inner = d_down.flatten(0, 1) @ ctx.weights.down.both[0]
         gelu_backward(d_inner, inner.flatten(0, 1), grad_input=d_inner)
         d_hidden = torch.addmm(d_total.flatten(0, 1), d_inner, ctx.weights.up.both[0]).view(hidden.shape)
@@ -247,11 +248,16 @@ def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = Non
 
 
 def _residual(hidden: Tensor, output: Tensor, stream: MaskStream, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """hidden + dropout(output), and the dropout's mask."""
+    """hidden + dropout(output), and which elements the dropout keeps: ones and zeros, scaled where they are used."""
     if dropout == 0.0:
         return hidden + output, None
-    mask = stream.mask(output, dropout)
-    return torch.addcmul(hidden, output, mask, out=output), mask
+    kept = stream.kept(output, dropout)
+    return torch.addcmul(hidden, output, kept, value=1.0 / (1.0 - dropout), out=output), kept
+
+
+def _residual_backward(gradient: Tensor, kept: Tensor | None, dropout: float) -> Tensor:
+    """The gradient of what _residual added to hidden, from that of the sum."""
+    return gradient if kept is None else torch.addcmul(ZERO, gradient, kept, value=1.0 / (1.0 - dropout))
 
 
 def _norm(values: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from glue_bench.data.batching import Batch, Encoded, encode, gather, prediction_batches, training_batches
+from glue_bench.data.batching import (
+    Batch,
+    Encoded,
+    batches_grouped,
+    encode,
+    gather,
+    prediction_batches,
+    training_batches,
+)
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(50))]
 
@@ -135,6 +143,23 @@ def test_batches_are_of_like_length_and_still_random() -> None:
     partners = [{i: set(one.index) for one in epoch for i in one.index} for epoch in epochs]
     shared = np.mean([len(partners[0][i] & partners[1][i]) for i in range(len(lengths))])
     assert shared < 8  # itself, and 31 others of which few are the same in the next epoch
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "wanted"), [(1, 32, 16), (1280, 32, 16), (3668, 32, 28), (3668, 16, 50), (67349, 32, 50)]
+)
+def test_a_quarter_of_an_epoch_is_sorted_together_within_bounds(examples: int, batch_size: int, wanted: int) -> None:
+    assert batches_grouped(examples, batch_size) == wanted
+
+
+def test_many_examples_have_less_padding_than_few() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 6400)
+
+    def padded(count: int) -> float:
+        batches = training_batches(encoded_with(lengths[:count]), 32, seed=0, epoch=0)
+        return sum(lengths[one.index].max() * len(one.index) for one in batches) / lengths[:count].sum()
+
+    assert 1.0 < padded(6400) < 1.03 < padded(1600) < 1.1
 
 
 def test_prediction_takes_all_examples_the_longest_first_within_the_tokens() -> None:
