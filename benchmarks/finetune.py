@@ -61,9 +61,9 @@ from glue_bench.data.glue import cap_rows, read_split
 from glue_bench.data.predictions import decide
 from glue_bench.inputs import weights_folder
 from glue_bench.learning.classify import Recipe, longest_input, predict, train
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import headline, score
 from glue_bench.learning.models import load_classifier, load_tokenizer, quiet, set_dropout
-from glue_bench.learning.process import set_to_train
 from glue_bench.learning.progress import product_seconds
 from glue_bench.machine import cpu_name, facts, torch_device, use_threads
 from glue_bench.tasks import TASKS, Task
@@ -152,7 +152,7 @@ def ours(
         seed=seed,
         precision=precision,
     )
-    with set_to_train():
+    with kept_heap():
         training = train(model, encoded["train"], tables["train"]["label"].to_numpy(), recipe, None, task.name)
         seconds = []
         for _ in range(2):

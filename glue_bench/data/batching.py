@@ -15,10 +15,10 @@ from torch import Tensor
 from glue_bench.data.rounding import round_up
 
 TOKENISED_AT_ONCE = 10_000  # texts per call of the tokenizer, which holds a few kB per text while it works
-# Batches that are drawn at random and then sorted by length together: 50, as the Trainer has it, but no more than a
-# quarter of an epoch, so that examples change their partners from epoch to epoch, and no fewer than 16. With 50 of 32
-# examples SST-2 costs 1.05 and MNLI 1.04 times the tokens that no padding would need, with 16 1.15 and 1.12 (unsorted
-# SST-2 3.01); MRPC, whose quarter is 28 batches, 1.03 (16: 1.05, unsorted 1.50).
+# Batches that are drawn at random and then sorted by length together: as the Trainer's group_by_length has it, 50, or a
+# quarter of an epoch where that is less, so that examples change their partners from epoch to epoch; but at least 16.
+# Tokens with padding, for batches of 32, as a multiple of those without: SST-2 1.05 with 50 (1.15 with 16, 3.01
+# unsorted), MNLI 1.04 (1.12 with 16), MRPC, whose quarter is 28 batches, 1.03 (1.05 with 16, 1.50 unsorted).
 MOST_GROUPED, LEAST_GROUPED = 50, 16
 WIDTH_MULTIPLE = 8  # that widths are rounded up to where kernels want it
 

@@ -26,11 +26,11 @@ from glue_bench.learning.first_position import first_position_only
 from glue_bench.learning.forward import Forward
 from glue_bench.learning.fused_linear import fused_linear
 from glue_bench.learning.graphs import StepGraphs
+from glue_bench.learning.heap import own_memory
 from glue_bench.learning.loop import autocast, dropout_seed
 from glue_bench.learning.narrowing import narrowed_vocabulary
-from glue_bench.learning.optimiser import clipped_step, tuning_adamw
+from glue_bench.learning.optimiser import STEPS_TO_FADE, clear_faded_moments, clipped_step, tuning_adamw
 from glue_bench.learning.output_head import full_precision_head
-from glue_bench.learning.process import own_memory
 from glue_bench.learning.written_out import written_out_layers
 from glue_bench.machine import is_terminal
 from glue_bench.model_folder import FROM_PADDING
@@ -125,6 +125,8 @@ def train(
                 losses[step] = updates.update(batch, step, name)
                 schedule.step()
                 step += 1
+                if device.type == "cpu" and step % STEPS_TO_FADE == 0:
+                    clear_faded_moments(updates.optimiser)
                 bar.update()
             _refuse_nan(losses[:step], steps, name)
         updates.optimiser.zero_grad()

@@ -46,8 +46,8 @@ class MaskStream:
         words = self._bits.random_raw(like.numel() * self.kind.itemsize // 8 + 2)
         threshold = math.floor(probability * self.levels + float(words[-1] >> np.uint64(11)) * 2.0**-53)
         bits = torch.from_numpy(words.view(self.kind))[: like.numel()].view(like.shape)
-        mask = torch.empty(like.shape, dtype=like.dtype)
-        return torch.ge(bits, threshold - self.levels // 2, out=mask)
+        kept = torch.empty(like.shape, dtype=like.dtype)
+        return torch.ge(bits, threshold - self.levels // 2, out=kept)
 
 
 class StreamDropout(nn.Dropout):

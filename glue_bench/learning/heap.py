@@ -1,4 +1,4 @@
-"""The C library's heap while a model trains on the CPU: freed blocks stay with the process, ready for the next step.
+"""Memory while a model trains on the CPU: freed blocks stay with the process, weights leave the file they are in.
 
 glibc maps every block of more than 32 MB anew and gives freed ones back to the kernel, so that each step faults the
 same pages in and clears them again: logits and gradients over a vocabulary are such blocks. Measured with MiniLM-L6 to
@@ -12,6 +12,8 @@ import contextlib
 import ctypes
 import platform
 from collections.abc import Iterator
+
+from torch import nn
 
 from glue_bench.timing.memory import release_free_memory
 
@@ -41,3 +43,13 @@ def kept_heap() -> Iterator[None]:
 def _apply(libc: ctypes.CDLL, parameters: dict[int, int]) -> None:
     for parameter, value in parameters.items():
         libc.mallopt(parameter, value)
+
+
+def own_memory(model: nn.Module) -> None:
+    """Copy a model's weights from the file that they are mapped from to memory of this process.
+
+    Training writes to all of their pages, which costs 8 µs a page that is mapped and 2 µs a fresh one: on MRPC 0.3 s of
+    a fine-tuning of MiniLM-L6, where copying everything takes 0.02 s. Shared parameters stay shared.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()

@@ -24,9 +24,9 @@ from glue_bench.learning.checkpoints import load_checkpoint, save_checkpoint
 from glue_bench.learning.distributed import Group, first_value, require_same, sum_gradients, sum_tensor
 from glue_bench.learning.dropout import MaskStream, cheap_dropout
 from glue_bench.learning.graphs import StepGraphs
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.losses import Counts, LossTerms, LossWeights
 from glue_bench.learning.optimiser import Schedule, adamw
-from glue_bench.learning.process import set_to_train
 from glue_bench.learning.progress import Progress, matrix_rate
 from glue_bench.store import checkpoints_of
 
@@ -86,7 +86,7 @@ def train(
     """
     training = _Training(objective, batches, schedule, settings, checkpoints_of(folder, fingerprint), fingerprint)
     training.resume()
-    with set_to_train():
+    with kept_heap():
         try:
             training.run()
         except KeyboardInterrupt:

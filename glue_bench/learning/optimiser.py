@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+
+FADED = 1e-20  # a first moment below it moves a weight by less than 1e-12 of the learning rate
+STEPS_TO_FADE = 100  # from it to numbers that are denormal, 1e-38, there are four times as many: 0.9^393
 
 
 @dataclass(frozen=True)
@@ -97,3 +101,15 @@ def clipped_step(
     else:
         torch.nn.utils.clip_grad_norm_(trained, max_norm)
     optimiser.step()
+
+
+def clear_faded_moments(optimiser: torch.optim.Optimizer) -> None:
+    """Set first moments of Adam to 0 that nothing has been added to for long; to be called every STEPS_TO_FADE steps.
+
+    That of a word which is not met again shrinks by a tenth at every step. Some 750 steps later it is denormal, where a
+    CPU computes ten times as slowly, and as rounding keeps it from 0, it stays so: in an epoch of SST-2 (60,000 rows,
+    all-MiniLM-L6-v2) a quarter of the optimiser's time from step 800 on. No weight changes by it. torch's flush mode
+    would do the same, but only on those of its threads that happen to inherit it.
+    """
+    for state in optimiser.state.values():
+        state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], FADED))

@@ -32,9 +32,9 @@ from glue_bench.data.predictions import (
 )
 from glue_bench.errors import StepError, UserError
 from glue_bench.learning.classify import Recipe, SoftTargets, longest_input, predict, train
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import score_with_warnings
 from glue_bench.learning.models import are_nameless, load_classifier, load_finetuned, load_tokenizer, set_dropout
-from glue_bench.learning.process import set_to_train
 from glue_bench.learning.saving import save_model
 from glue_bench.machine import torch_device, use_threads
 from glue_bench.plan import Step
@@ -77,7 +77,7 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     use_threads(step.settings["threads"])
     place = torch_device(device)
     assumed = False  # the order of a checkpoint's classes
-    with set_to_train():
+    with kept_heap():
         if "weights" in step.settings:
             model, words, training = _fine_tuned(step, store, task, place)
             columns = tuple(range(task.num_outputs))

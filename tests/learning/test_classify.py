@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny_classifiers import RECIPE, WORDS, changed, classifier, examples, labels
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from glue_bench.data.batching import Encoded
 from glue_bench.errors import StepError
@@ -113,6 +114,39 @@ def test_training_equals_a_plain_reference(family: str, decay: float) -> None:
     assert (done.steps, done.examples, done.tokens) == (8, 60, 2 * encoded.tokens)
     assert not ours.training and ours.config._attn_implementation == "sdpa"
     assert not any(isinstance(module, StreamDropout) for module in ours.modules())
+
+
+def test_weights_move_from_their_file_to_memory_when_they_train(tmp_path: Path) -> None:
+    """Under the same names, and what was tied stays tied."""
+    classifier(vocab_size=4 * WORDS).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    before = {name: (one, one.detach()) for name, one in model.named_parameters()}
+    train(model, examples(16), labels(16), RECIPE, None, "test")  # knows a quarter of the words meanwhile
+    for name, one in model.named_parameters():
+        assert one is before[name][0] and one.data_ptr() != before[name][1].data_ptr(), name
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    classify.own_memory(again)
+    for name, one in again.named_parameters():
+        assert torch.equal(one, before[name][1]), name  # which training did not write to
+    tied = AutoModelForMaskedLM.from_config(model.config)
+    decoder = tied.get_output_embeddings()
+    assert decoder.weight is tied.get_input_embeddings().weight
+    place = decoder.weight.data_ptr()
+    classify.own_memory(tied)
+    assert decoder.weight is tied.get_input_embeddings().weight and decoder.weight.data_ptr() != place
+
+
+def test_moments_that_faded_are_cleared_every_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, step = [], [0]
+
+    def count(usual: Any) -> Any:
+        return lambda *given: (step.__setitem__(0, step[0] + 1), usual(*given))[1]
+
+    monkeypatch.setattr(classify._Updates, "_step", count(classify._Updates._step))
+    monkeypatch.setattr(classify, "clear_faded_moments", lambda optimiser: at.append((step[0], len(optimiser.state))))
+    model = classifier()
+    train(model, examples(20), labels(20), changed(RECIPE, batch_size=2, epochs=25), None, "test")
+    assert at == [(100, len(list(model.parameters()))), (200, len(list(model.parameters())))]
 
 
 def test_regression_is_trained_on_squared_errors() -> None:

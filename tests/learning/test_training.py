@@ -10,7 +10,7 @@ from glue_bench.config import Machine
 from glue_bench.learning import decoder_loss, training
 from glue_bench.learning.distributed import Group
 from glue_bench.learning.loop import Curves
-from glue_bench.learning.optimiser import Schedule, clipped_step, tuning_adamw
+from glue_bench.learning.optimiser import STEPS_TO_FADE, Schedule, clear_faded_moments, clipped_step, tuning_adamw
 from glue_bench.machine import facts
 
 
@@ -87,3 +87,36 @@ def test_only_matrices_decay() -> None:
         one.grad = torch.zeros_like(one)
     clipped_step(optimiser, trained, 1.0, within=True)
     assert torch.allclose(trained[0], torch.full((2, 2), 0.95)) and torch.equal(trained[1], torch.ones(2))
+
+
+def test_only_first_moments_that_faded_are_cleared() -> None:
+    weight = torch.nn.Parameter(torch.ones(5))
+    optimiser = tuning_adamw([weight], 0.1, 0.0, torch.device("cpu"))
+    weight.grad = torch.ones(5)
+    optimiser.step()
+    state = optimiser.state[weight]
+    state["exp_avg"].copy_(torch.tensor([1e-19, -1e-19, 1e-21, -1e-21, 1e-40]))
+    second = state["exp_avg_sq"].fill_(1e-40).clone()
+    clear_faded_moments(optimiser)
+    assert torch.equal(state["exp_avg"], torch.tensor([1e-19, -1e-19, 0.0, 0.0, 0.0]))
+    assert torch.equal(state["exp_avg_sq"], second)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_moment_that_nothing_adds_to_never_becomes_denormal(cleared: bool) -> None:
+    """As of a word that is not met again. Otherwise it does, and stays so; the weights are the same to the bit."""
+    ends = []
+    for clears in (cleared, False):
+        weight = torch.nn.Parameter(torch.linspace(-2.0, 2.0, 64))
+        optimiser = tuning_adamw([weight], 1e-3, 0.0, torch.device("cpu"))
+        denormal = 0
+        for step in range(1, 1101):
+            weight.grad = torch.linspace(0.1, 10.0, 64) * (step == 1)
+            optimiser.step()
+            if clears and step % STEPS_TO_FADE == 0:
+                clear_faded_moments(optimiser)
+            moments = optimiser.state[weight]["exp_avg"]
+            denormal += int(((moments != 0) & (moments.abs() < torch.finfo(torch.float32).tiny)).any())
+        assert denormal == 0 if clears else denormal > 300
+        ends.append(weight.detach())
+    assert torch.equal(*ends)

@@ -33,9 +33,8 @@ class Recorded(MaskStream):
         self.masks: list[Tensor] = []
 
     def kept(self, like: Tensor, probability: float) -> Tensor:
-        kept = super().kept(like, probability)
-        self.masks.append(kept.clone())  # `mask` scales it
-        return kept
+        self.masks.append(super().kept(like, probability))
+        return self.masks[-1]
 
 
 def formula(parts: Parts, masks: Iterator[Tensor], hidden: Tensor, hide: Tensor) -> Tensor:
