@@ -109,7 +109,7 @@ def clear_faded_moments(optimiser: torch.optim.Optimizer) -> None:
     That of a word which is not met again shrinks by a tenth at every step. Some 750 steps later it is denormal, where a
     CPU computes ten times as slowly, and as rounding keeps it from 0, it stays so: in an epoch of SST-2 (60,000 rows,
     all-MiniLM-L6-v2) a quarter of the optimiser's time from step 800 on. No weight changes by it. torch's flush mode
-    would do the same, but only on those of its threads that happen to inherit it.
+    would do the same, but to all that the process computes.
     """
     for state in optimiser.state.values():
         state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], FADED))
