@@ -61,7 +61,7 @@ from glue_bench.data.glue import cap_rows, read_split
 from glue_bench.data.predictions import decide
 from glue_bench.inputs import weights_folder
 from glue_bench.learning.classify import Recipe, longest_input, predict, train
-from glue_bench.learning.heap import kept_heap, spare_collector
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import headline, score
 from glue_bench.learning.models import load_classifier, load_tokenizer, quiet, set_dropout
 from glue_bench.learning.progress import product_seconds
@@ -134,7 +134,6 @@ def ours(
     folder: Path, task: Task, tables: dict[str, pa.Table], seed: int, options: argparse.Namespace, precision: str
 ) -> Measured:
     """What the stage `finetune` does with the same weights and data."""
-    spare_collector()
     model = load_classifier(folder, task, seed=seed).to(torch_device(options.device))
     set_dropout(model, DROPOUT)
     tokenizer = load_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""Memory while a model trains: freed blocks stay with the process, weights leave their file, imports stay unsearched.
+"""Memory while a model trains on the CPU: freed blocks stay with the process, weights leave the file they are in.
 
 glibc maps every block of more than 32 MB anew and gives freed ones back to the kernel, so that each step faults the
 same pages in and clears them again: logits and gradients over a vocabulary are such blocks. Measured with MiniLM-L6 to
@@ -10,10 +10,8 @@ blocks of one size may lie up to some eight times in the heap before all are reu
 
 import contextlib
 import ctypes
-import gc
 import platform
 from collections.abc import Iterator
-from functools import cache
 
 from torch import nn
 
@@ -55,13 +53,3 @@ def own_memory(model: nn.Module) -> None:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
-
-
-@cache
-def spare_collector() -> None:
-    """Tell Python's garbage collector, once, that what is there by now stays, which is mostly what was imported.
-
-    Its full pass looks at a million objects of torch and transformers, 0.2 s that come about once in a fine-tuning.
-    """
-    gc.collect()  # what is garbage already would stay as well
-    gc.freeze()

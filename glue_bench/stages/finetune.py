@@ -32,7 +32,7 @@ from glue_bench.data.predictions import (
 )
 from glue_bench.errors import StepError, UserError
 from glue_bench.learning.classify import Recipe, SoftTargets, longest_input, predict, train
-from glue_bench.learning.heap import kept_heap, spare_collector
+from glue_bench.learning.heap import kept_heap
 from glue_bench.learning.metrics import score_with_warnings
 from glue_bench.learning.models import are_nameless, load_classifier, load_finetuned, load_tokenizer, set_dropout
 from glue_bench.learning.saving import save_model
@@ -75,7 +75,6 @@ def run(step: Step, store: Store, device: str) -> dict[str, Any]:
     if step.settings["model"] == "majority":
         return _majority(step, store, task, splits)
     use_threads(step.settings["threads"])
-    spare_collector()
     place = torch_device(device)
     assumed = False  # the order of a checkpoint's classes
     with kept_heap():

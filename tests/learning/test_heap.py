@@ -4,19 +4,17 @@ The scenarios run in a process of their own, started from this very file: glibc 
 other rules, once an allocation of it has failed, and other tests make allocations fail. So that scenario is the last.
 """
 
-import gc
 import os
 import platform
 import resource
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from glue_bench.learning.heap import kept_heap, spare_collector
+from glue_bench.learning.heap import kept_heap
 from glue_bench.timing.memory import process_memory, release_free_memory
 
 BLOCK = 40 << 20  # bytes: more than glibc ever takes from its heap of its own accord
@@ -79,20 +77,6 @@ def memory_is_given_back_after_a_failed_allocation() -> None:
     assert memory.current() - before < 0.1 * BLOCK
 
 
-def the_collector_is_told_once() -> None:
-    """Garbage of before is no part of what stays."""
-    cycle: list[object] = [torch.empty(3)]
-    cycle.append(cycle)
-    gone = weakref.ref(cycle[0])
-    del cycle
-    assert gone() is not None and gc.get_freeze_count() == 0
-    spare_collector()
-    before = gc.get_freeze_count()
-    assert gone() is None and before > 10_000 and len(gc.get_objects()) < 0.1 * before
-    spare_collector()
-    assert gc.get_freeze_count() == before
-
-
 @pytest.mark.slow
 def test_in_a_fresh_process() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -104,4 +88,3 @@ if __name__ == "__main__":
     freed_blocks_are_reused_within_the_block_and_go_after_it()
     memory_is_given_back_after_an_error()
     memory_is_given_back_after_a_failed_allocation()
-    the_collector_is_told_once()
