@@ -12,9 +12,10 @@ from glue_bench.learning.dropout import ATTENTION
 from glue_bench.learning.models import forward_inputs
 
 # Batches are padded to a multiple of 8 tokens where products are those of tensor cores, of 4 where they are a CPU's in
-# bf16: there each new width has kernels of its own compiled (a dozen, 2 ms each), of which the library keeps 1,024.
-# MRPC's training set is then 58.5 tokens wide on average, with 8 60.8 and without 56.5, and trains at 113, 108 and 105
-# examples/s (AMX). Up to the widths below, which are few, and which padding would lengthen most, batches stay exact.
+# bf16: there each new width has kernels of its own compiled (some forty, 2 ms each; machine.use_threads says how many
+# are kept). When 1,024 were, MRPC's training set, then 58.5 tokens wide on average, with 8 60.8 and without 56.5,
+# trained at 113, 108 and 105 examples/s (AMX). Up to the widths below, which are few, and which padding would lengthen
+# most, batches stay exact.
 MULTIPLES = {"cpu": 4, "cuda": WIDTH_MULTIPLE}
 EXACT_WIDTHS = {"cpu": 32, "cuda": 0}
 # Families that build their attention mask through transformers' masking_utils and take a finished one.
